@@ -1,0 +1,1 @@
+"""The commands of `mmldm`, one file each; cli.py dispatches."""

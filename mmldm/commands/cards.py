@@ -1,0 +1,91 @@
+"""What a run shows and says of itself: previews on its page, training facts, the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import torch
+
+from mmldm import pipeline
+from mmldm.training import CodecTraining
+from mmldm.training.watch import Shown
+
+if TYPE_CHECKING:
+    from mmldm.commands.training import Job
+
+__all__ = ["card", "facts", "previews"]
+
+
+def previews(job: Job, count: int) -> Callable[[lightning.LightningModule], Iterable[Shown]]:
+    """A function that shows `count` reconstructions of a codec, or samples of a diffusion model, of fixed validation items."""
+
+    def draw(module: lightning.LightningModule) -> Iterable[Shown]:
+        if not count:
+            return
+        rows = job.data.validation_rows(count)
+        captions = [str(row.get("text") or "") for row in rows]
+        if isinstance(module, CodecTraining):
+            x = job.data.validation_batch(count).media[module.stream]
+            y = module.reconstruct(x.to(module.device)).float().cpu()
+            pairs = [tensor for pair in zip(x, y, strict=True) for tensor in pair]
+            names = [name for i in range(len(x)) for name in (f"original: {captions[i]}", "reconstruction")]
+            yield "reconstructions", job.medias[module.stream], pairs, names
+        else:
+            made = pipeline.Pipeline(module.model, job.spec).generate(
+                fields_of(module, rows), seed=job.cfg.seed, batch_size=count
+            )
+            for stream, media in job.medias.items():
+                yield "samples", media, [s.streams[stream].float().cpu() for s in made], captions
+
+    return draw
+
+
+def fields_of(module: Any, rows: list[dict]) -> dict[str, list]:
+    """The rows' values of the fields that the model's conditions read; a `text` field names the samples in any case."""
+    keys = {key for key, _ in module.model.conditions.readers.values()} | {"text"}
+    return {key: [row.get(key) for row in rows] for key in sorted(keys)}
+
+
+def facts(job: Job, trainer: lightning.Trainer, seconds: float) -> dict[str, Any]:
+    """How the model came to be: steps, time, data, numbers, versions."""
+    numbers = {k: round(float(v), 6) for k, v in trainer.callback_metrics.items()}
+    return {
+        "steps": trainer.global_step,
+        "minutes": round(job.module.elapsed() / 60, 3),
+        "batch_size": job.cfg.data.batch_size,
+        "seed": job.cfg.seed,
+        "weights": f"power-function average, relative width {job.cfg.ema}",
+        "data": job.data.fingerprint(),
+        "numbers": numbers,
+        "versions": {"torch": torch.__version__, "lightning": lightning.__version__},
+        "device": str(job.module.device),
+    }
+
+
+def card(job: Job, facts: dict[str, Any]) -> str:
+    """The model card, in Markdown."""
+    kind = "codec" if isinstance(job.module, CodecTraining) else "latent diffusion model"
+    streams = ", ".join(f"{name} {media.shape}" for name, media in job.medias.items())
+    lines = [
+        f"# {job.run.name}: a {kind}",
+        "",
+        f"- streams: {streams}",
+        f"- trained: {facts['steps']} steps of {facts['batch_size']}, {facts['minutes']} minutes on {facts['device']}",
+        f"- data: {facts['data']}",
+        f"- weights: {facts['weights']}",
+        *[f"- {name}: {value}" for name, value in facts["numbers"].items() if name.startswith("val/")],
+        "",
+        "## Use",
+        "",
+        "```",
+        f'mmldm generate {job.run} "a prompt"' if kind != "codec" else f"mmldm train experiment=... codec.STREAM={job.run}",
+        "```",
+        "",
+        "## Limits",
+        "",
+        "What it makes follows its training data, faults and biases included; say so where you show it, and mark what is made as made.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,147 @@
+"""What `mmldm evaluate` and `mmldm demo` measure of trained models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from mmldm import store, trained
+from mmldm.commands.sources import build_source, checked
+from mmldm.data import MediaDataset, Order, Source
+from mmldm.data.world import VOCABULARY, World
+from mmldm.diffusion.times import LogitNormal
+from mmldm.diffusion.weighting import UnitF
+from mmldm.evaluation import Probes, log_spectral_distance, mean_absolute_error, psnr, ssim
+from mmldm.interfaces import Batch, Media
+from mmldm.media import MediaLogger, Page
+from mmldm.model import Model
+from mmldm.pipeline import Pipeline, Sample
+from mmldm.training.diffusion import QUANTILES, DiffusionTraining
+
+__all__ = ["adherence", "evaluate", "losses", "reconstruction"]
+
+
+def evaluate(path: str | Path, cfg: DictConfig, trust: tuple[str, ...] = ()) -> tuple[dict[str, Any], Path]:
+    """Measure a trained model on cfg.data; returns the report and the folder it was written to."""
+    stored = store.load_model(path)
+    out = Path(cfg.out or Path(path) / "evaluation")
+    page = Page(out)
+    report: dict[str, Any] = {"model": str(path), "data": str(cfg.data.path or f"world/{cfg.data.get('kind')}")}
+    if stored.spec["kind"] == "codec":
+        report["reconstruction"] = reconstruction(stored, cfg, page, trust)
+    else:
+        pipeline = Pipeline.load(path, trust)
+        source = sized_source(cfg, pipeline.medias(cfg.data.seconds, cfg.data.size))
+        report["loss"] = losses(
+            pipeline.model, source, pipeline.medias(cfg.data.seconds, cfg.data.size), cfg.items, cfg.batch_size
+        )
+        if isinstance(source, World):
+            for split in ("train", "heldout"):
+                sampled = {"steps": cfg.steps, "guidance": cfg.guidance, "seed": cfg.seed, "batch_size": cfg.batch_size}
+                scores, samples = adherence(pipeline, source.kind, cfg.samples, split, **sampled)
+                report[f"adherence.{'seen' if split == 'train' else split}"] = scores
+                show(page, f"samples, {split}", samples[:16])
+    for section, numbers in report.items():
+        if isinstance(numbers, dict):
+            page.table(section, [[name, f"{value:.4g}"] for name, value in numbers.items()], ["", section])
+    page.write()
+    (out / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    return report, out
+
+
+def sized_source(cfg: DictConfig, medias: Mapping[str, Media]) -> Source:
+    """The checked source of cfg.data."""
+    return checked(build_source(cfg.data, medias), cfg.data.max_bad_fraction, progress=False)
+
+
+def batches(source: Source, medias: Mapping[str, Media], readers: Mapping, items: int, size: int) -> DataLoader:
+    """The first clips of the first `items` items, in order."""
+    dataset = MediaDataset(source, medias, readers, crop="first", order=Order(len(source), None))
+    wanted = torch.utils.data.Subset(dataset, range(min(items, len(source))))
+    return DataLoader(wanted, size, collate_fn=dataset.collate)
+
+
+# ---------------------------------------------------------------- codecs
+
+
+def reconstruction(
+    stored: store.StoredModel, cfg: DictConfig, page: Page, trust: tuple[str, ...] = (), section: str = "reconstructions"
+) -> dict[str, float]:
+    """Mean reconstruction metrics over the data, by what the media is: pictures, sounds or anything else."""
+    ((stream, part),) = trained.load_codecs(stored, trust).items()
+    codec = part.codec
+    codec.media = media = trained.sized(codec.media, cfg.data.seconds, cfg.data.size)
+    source, sums, count = sized_source(cfg, {stream: media}), {}, 0
+    with torch.no_grad():
+        for batch in batches(source, {stream: media}, {}, cfg.items, cfg.batch_size):
+            x = batch.media[stream]
+            y = codec.decode(codec.encode(x).mean, x.shape[1:])
+            if not count:
+                pairs = [tensor for pair in zip(x[:8], y[:8], strict=True) for tensor in pair]
+                MediaLogger(page).media(
+                    section, 0, media, torch.stack(pairs), ["original", "reconstruction"] * (len(pairs) // 2)
+                )
+            for name, metric in metrics_of(media, codec).items():
+                sums[name] = sums.get(name, 0.0) + float(metric(y.float(), x).sum())
+            count += len(x)
+    return {name: value / count for name, value in sums.items()}
+
+
+def metrics_of(media: Media, codec) -> dict[str, Callable]:
+    """The metrics that mean something for a media: by its channels and axes, not by its name."""
+    grid = len(media.shape) - 1
+    if grid >= 2 and media.shape[0] == 3:
+        return {"psnr": psnr, "ssim": ssim, "l1": mean_absolute_error}
+    metrics = {"l1": mean_absolute_error}
+    if media.time_axis == 0 and media.rate and media.rate >= 8000:
+        metrics["log_spectral_distance"] = log_spectral_distance
+        metrics["feature_l1"] = lambda y, x: mean_absolute_error(codec.front(y), codec.front(x))
+    return metrics
+
+
+# ---------------------------------------------------------------- diffusion models
+
+
+@torch.no_grad()
+def losses(model: Model, source: Source, medias: Mapping[str, Media], items: int, size: int) -> dict[str, float]:
+    """The unweighted loss of the prediction at fixed noise levels t, over the first clips of the data."""
+    probe = DiffusionTraining(model, LogitNormal(), UnitF(), optimizer=torch.optim.SGD)
+    totals, count = dict.fromkeys(QUANTILES, 0.0), 0
+    for batch in batches(source, medias, model.conditions.readers, items, size):
+        found = level_losses(probe, batch)
+        totals = {t: totals[t] + found[t] * len(batch) for t in totals}
+        count += len(batch)
+    return {f"t={t}": value / count for t, value in totals.items()}
+
+
+def level_losses(probe: DiffusionTraining, batch: Batch) -> dict[float, float]:
+    """Mean loss of one batch at each level."""
+    return {t: float(value) for t, value in probe.losses_by_level(batch).items()}
+
+
+def adherence(
+    pipeline: Pipeline, kind: str, count: int, split: str = "train", **options: Any
+) -> tuple[dict[str, float], list[Sample]]:
+    """Share of samples that have what their prompt says, by attribute of the built-in world, and the samples."""
+    prompts = World(kind).prompts(count, split, seed=1)
+    samples = pipeline.generate([caption for caption, _ in prompts], **options)
+    probes, right = Probes(VOCABULARY), {name: 0 for name in prompts[0][1]}
+    for sample, (_, wanted) in zip(samples, prompts, strict=True):
+        rates = {stream: media.rate for stream, media in sample.medias.items()}
+        found = probes.measure(kind, sample.streams, rates)
+        for name in right:
+            right[name] += found.get(name) == wanted[name]
+    return {name: hits / count for name, hits in right.items()}, samples
+
+
+def show(page: Page, section: str, samples: list[Sample]) -> None:
+    """Put samples on a page, with their prompts."""
+    for stream, media in samples[0].medias.items():
+        xs = torch.stack([s.streams[stream] for s in samples])
+        MediaLogger(page).media(section, 0, media, xs, [s.prompt for s in samples])

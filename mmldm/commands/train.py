@@ -1,0 +1,40 @@
+"""mmldm train: a codec or a diffusion model from conf/ and overrides; the same command resumes it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HELP = "train a codec or a diffusion model (Hydra overrides)"
+USAGE = """usage: mmldm train experiment=NAME [key=value …] [--multirun] [--config-dir DIR] [--dry-run]
+
+Trains a codec or a diffusion model on your files; the same command continues a run that was stopped.
+
+  mmldm train experiment=image_codec data.path=DIR run=runs/codec
+  mmldm train experiment=image_diffusion data.path=DIR codec.image=runs/codec run=runs/image
+  mmldm train experiment=world_image_codec minutes=2 run=runs/world-codec
+
+Any key of conf/ can be overridden: denoiser=dit_s trainer.max_steps=10000 optimizer.lr=3e-4 data.batch_size=32
+  --config-dir DIR   a folder of your own yaml files, laid out like conf/
+  --multirun         one run for each combination of comma-separated values
+  --dry-run          build everything, print sizes, train nothing
+"""
+
+
+def main(argv: list[str]) -> int:
+    if not argv or "-h" in argv or "--help" in argv:
+        print(USAGE)
+        return 0
+    from mmldm import config
+    from mmldm.commands import training
+
+    dry = "--dry-run" in argv
+    overrides = [a for a in argv if a != "--dry-run"]
+    config.launch(training.dry_run if dry else training.train, Path(__file__).resolve(), overrides)
+    return 0
+
+
+if __name__ == "__main__":
+    from mmldm.commands.cli import run_command
+
+    sys.exit(run_command(main, sys.argv[1:]))

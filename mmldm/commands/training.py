@@ -1,0 +1,208 @@
+"""From a composed configuration to a trained-model folder: what `mmldm train` and `mmldm demo` run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+
+from mmldm import config, store, trained
+from mmldm.commands import cards
+from mmldm.commands.sources import build_data
+from mmldm.interfaces import Codec, Media
+from mmldm.media import MediaLogger, Page
+from mmldm.model import Whitening
+from mmldm.training import EMA, CodecTraining, Curves, Resume, Samples, Speed
+from mmldm.training.base import Training
+
+__all__ = ["Job", "dry_run", "prepare", "train"]
+
+console = Console(stderr=True)
+
+
+@dataclass
+class Job:
+    """Everything one training needs, built: the module, its data, the plain spec that its model folder will carry."""
+
+    cfg: DictConfig
+    run: Path
+    module: Training
+    data: lightning.LightningDataModule
+    spec: dict[str, Any]
+    medias: dict[str, Media]
+
+
+def train(cfg: DictConfig) -> Path:
+    """Train what the configuration describes and write RUN/model; returns the run folder."""
+    started = time.monotonic()
+    job = prepare(cfg)
+    page = Page(job.run)
+    resume, ema = Resume(job.run / "resume", cfg.checkpoint_every), EMA(cfg.ema)
+    trainer = build_trainer(job, page, resume, ema)
+    latest = resume.latest
+    if latest:
+        step = torch.load(latest, weights_only=True, map_location="cpu")["global_step"]
+        job.data.set_start(step * cfg.trainer.accumulate_grad_batches)
+        console.print(f"continuing {job.run} from step {step}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(job.module, job.data, ckpt_path=latest, weights_only=True)
+    with ema.averaged(job.module):
+        export(job, trainer, page, time.monotonic() - started)
+    page.write()
+    console.print(f"trained {trainer.global_step} steps; model in {job.run / 'model'}, page in {job.run / 'index.html'}")
+    return job.run
+
+
+def dry_run(cfg: DictConfig) -> None:
+    """Build everything, print what would be trained on what, and stop."""
+    job = prepare(cfg)
+    job.data.setup("fit")
+    batch = next(iter(job.data.val_dataloader()))
+    trained = sum(p.numel() for p in job.module.parameters() if p.requires_grad)
+    console.print(f"{type(job.module).__name__}: {trained / 1e6:.2f} M trained parameters")
+    for stream, media in job.medias.items():
+        codec = job.module.codec if isinstance(job.module, CodecTraining) else job.module.model.codecs[stream]
+        console.print(f"  {stream}: media {media.shape} -> latent {codec.latent_shape(media.shape)}")
+    console.print(f"  first validation batch: {len(batch)} items")
+
+
+# ---------------------------------------------------------------- building
+
+
+def prepare(cfg: DictConfig) -> Job:
+    """Check the whole configuration, then build model, data and training module."""
+    config.check(cfg)
+    quiet()
+    run = Path(cfg.run)
+    run.mkdir(parents=True, exist_ok=True)
+    lightning.seed_everything(cfg.seed, verbose=False)
+    if not cfg.codec:
+        raise ValueError("wanted a codec, got none; choose for example codec=image_f4, or codec.image=RUN of a trained one")
+    task = config.build(cfg.task)
+    codecs, whitenings, spec = build_codecs(cfg)
+    medias = {stream: codec.media for stream, codec in codecs.items()}
+    common = {
+        "optimizer": config.build(cfg.optimizer),
+        "schedule": config.build(cfg.schedule),
+        "batch_size": cfg.data.batch_size,
+        "seed": cfg.seed,
+        "minutes": cfg.minutes,
+    }
+    if issubclass(task.func, CodecTraining):
+        stream = only(codecs)
+        metrics = {name: config.build(node) for name, node in cfg.loss.metrics.items()}
+        module = task(codec=codecs[stream], stream=stream, loss=config.build(cfg.loss.terms), metrics=metrics, **common)
+        readers = {}
+    else:
+        spec |= diffusion_spec(cfg)
+        model = trained.build_model(spec, codecs, whitenings, trust=None)
+        drawn = {name: config.build(cfg.diffusion[name] or None) for name in ("times", "weighting", "known")}
+        module, readers = task(model=model, **drawn, **common), model.conditions.readers
+    data = build_data(cfg, medias, readers, codecs, cfg.trainer.accumulate_grad_batches)
+    return Job(cfg, run, module, data, spec, medias)
+
+
+def build_codecs(cfg: DictConfig) -> tuple[dict[str, Codec], dict[str, Whitening], dict[str, Any]]:
+    """Codec and whitening of every stream, and their spec: a yaml node is built, a string is a trained model's folder."""
+    codecs, whitenings, spec = {}, {}, {"codecs": {}, "clips": {}}
+    asked = {k: v for k, v in (("seconds", cfg.data.seconds), ("size", config.resolved(cfg.data)["size"])) if v}
+    for stream, node in cfg.codec.items():
+        if isinstance(node, str):
+            found = trained.load_codecs(store.load_model(node), tuple(cfg.trust))
+            if stream not in found and len(found) > 1:
+                raise ValueError(f"wanted a codec of {stream} in {node}, got {', '.join(found)}")
+            loaded = found.get(stream) or next(iter(found.values()))
+            codec, whitening, plain, clip = loaded.codec, loaded.whitening, loaded.spec, loaded.clip
+        else:
+            codec, plain, clip = config.build(node), config.resolved(node), {}
+            whitening = Whitening(codec.latent_channels)
+        codec.media = trained.sized(codec.media, asked.get("seconds"), asked.get("size"))
+        codecs[stream], whitenings[stream] = codec, whitening
+        spec["codecs"][stream], spec["clips"][stream] = plain, {**clip, **asked}
+    return codecs, whitenings, spec
+
+
+def diffusion_spec(cfg: DictConfig) -> dict[str, Any]:
+    """What of the configuration belongs to the model: its parts, and the sampler it is used with by default."""
+    parts = config.resolved(cfg.diffusion)
+    sampler = {name: parts[name] for name in ("solver", "grid", "guidance", "steps")}
+    named = {name: parts[name] or None for name in ("path", "prediction", "shift")}
+    return {
+        **named,
+        "sampler": sampler,
+        "knows": bool(cfg.diffusion.known),
+        "conditions": config.resolved(cfg.conditions),
+        "denoiser": config.resolved(cfg.denoiser),
+    }
+
+
+def build_trainer(job: Job, page: Page, resume: Resume, ema: EMA) -> lightning.Trainer:
+    """The Lightning trainer with every callback, in the order that validation needs."""
+    from lightning.pytorch.callbacks import RichProgressBar
+
+    cfg, log = job.cfg, MediaLogger(page)
+    loggers = [config.build(node, save_dir=str(job.run / "logs")) for node in cfg.logger.values() if node]
+    shown = cards.previews(job, cfg.previews)
+    callbacks = [Curves(log.scalars), Samples(shown, log.media), ema, resume, Speed()]
+    if os.isatty(2):
+        callbacks.append(RichProgressBar(leave=True))
+    options = {
+        "precision": precision(cfg.trainer.precision),
+        "check_val_every_n_epoch": None,
+        "logger": loggers or False,
+        "callbacks": callbacks,
+        "enable_progress_bar": os.isatty(2),
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
+        "default_root_dir": str(job.run),
+    }
+    return config.build(cfg.trainer, **options)
+
+
+def precision(asked: str | None) -> str:
+    """What is asked; without it bf16-mixed where the device computes in bfloat16, else 32-true."""
+    if asked is not None:
+        return asked
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "32-true"
+
+
+def only(codecs: Mapping[str, Codec]) -> str:
+    """The name of the only stream."""
+    if len(codecs) != 1:
+        raise ValueError(f"wanted one codec to train, got {', '.join(codecs) or 'none'}")
+    return next(iter(codecs))
+
+
+def quiet() -> None:
+    """Lightning's own announcements say nothing about this training."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
+
+
+# ---------------------------------------------------------------- the end of a run
+
+
+def export(job: Job, trainer: lightning.Trainer, page: Page, seconds: float) -> None:
+    """Fit the whitening of a codec, then write the model folder."""
+    module, facts = job.module, cards.facts(job, trainer, seconds)
+    module.eval()
+    if isinstance(module, CodecTraining):
+        module.fit_whitening(job.data.sample_batches(job.cfg.whitening_batches))
+        trained.save_codec(job.run / "model", job.spec, module.codec, module.whitening, facts, cards.card(job, facts))
+    else:
+        trained.save_diffusion(job.run / "model", job.spec, module.model, facts, cards.card(job, facts))

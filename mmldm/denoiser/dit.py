@@ -1,0 +1,191 @@
+"""DiT: a diffusion transformer for grids of any rank and any number of streams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint as recompute
+
+from mmldm.denoiser.patches import Size, resolve_patches
+from mmldm.denoiser.stream import Segment, StreamTokens, token_extents
+from mmldm.interfaces import Cond, CondWidths, Denoiser, Geometry, Noisy
+from mmldm.nn.attention import normalise
+from mmldm.nn.positions import AxialAngles, Fourier, rotary_tables
+from mmldm.nn.transformer import ModulatedBlock, init_linear, select
+
+__all__ = ["DiT", "Prepared"]
+
+
+class Prepared(NamedTuple):
+    """What does not depend on the noise level: vector (B, W); keys and values (B, heads, M, dim) of each block, their mask
+    (B, M) or None; aligned[stream] (B, channels, *L)."""
+
+    vector: Tensor | None
+    context: list[tuple[Tensor, Tensor]]
+    mask: Tensor | None
+    aligned: dict[str, Tensor]
+
+
+class DiT(Denoiser):
+    """A diffusion transformer (DiT, arXiv 2212.09748) over the tokens of all streams in one sequence.
+
+    `streams` and `conditions` say what it maps and what it is told; `patch` is the number of cells per token: one number, one
+    per axis, or a mapping by stream or axis name. Positions are rotary in physical units; modulation is computed for a
+    stream's level and for level 0 and selected per token by the known mask; `checkpoint` recomputes blocks in backward.
+    """
+
+    def __init__(
+        self,
+        streams: Mapping[str, Geometry],
+        conditions: Mapping[str, CondWidths],
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        patch: Size | Mapping[str, Size] = 1,
+        mlp_ratio: float = 4.0,
+        checkpoint: bool = False,
+    ):
+        super().__init__()
+        self.streams, self.conditions = dict(streams), dict(conditions)
+        self.width, self.heads, self.checkpoint = width, heads, checkpoint
+        self.patches = resolve_patches(patch, streams)
+        self._check(width, heads)
+        self.tokens = nn.ModuleDict(
+            {_slot(s): StreamTokens(g, self.patches[s], width, self._aligned_channels(s)) for s, g in streams.items()}
+        )
+        self.angles = AxialAngles(width // heads, token_extents(streams, self.patches))
+        self.place = nn.Linear(width // heads, width, bias=False)
+        fourier = Fourier()
+        self.level = nn.Sequential(fourier, nn.Linear(fourier.width, width), nn.SiLU(), nn.Linear(width, width))
+        self.kind = nn.Parameter(torch.zeros(len(self.streams), width))
+        self.modulation = nn.Linear(width, 8 * width)
+        self.vectors = nn.ModuleDict({_slot(n): nn.Linear(c.vector, width) for n, c in conditions.items() if c.vector})
+        self.contexts = nn.ModuleDict({_slot(n): nn.Linear(c.tokens, width) for n, c in conditions.items() if c.tokens})
+        init_linear(self)
+        self.blocks = nn.ModuleList(ModulatedBlock(width, heads, mlp_ratio, bool(self.contexts)) for _ in range(depth))
+        self.last = nn.Parameter(torch.zeros(2 * width))
+        self._init_silent()
+
+    def prepare(self, conds: dict[str, Cond]) -> Prepared:
+        """Everything of the conditions that all noise levels share: projected vectors, keys and values of every block."""
+        if set(conds) != set(self.conditions):
+            raise ValueError(f"wanted the conditions {sorted(self.conditions)}, got {sorted(conds)}")
+        vectors = [self.vectors[_slot(n)](conds[n].vector) for n, c in self.conditions.items() if c.vector]
+        vector = torch.stack(vectors).sum(0) if vectors else None
+        spoken = {n: conds[n] for n, c in self.conditions.items() if c.tokens}
+        context, mask = [], None
+        if spoken:
+            tokens = normalise(torch.cat([self.contexts[_slot(n)](c.tokens) for n, c in spoken.items()], 1))
+            context = [block.cross.project(tokens) for block in self.blocks]
+            if any(c.mask is not None for c in spoken.values()):
+                full = [c.tokens.new_ones(c.tokens.shape[:2], dtype=torch.bool) if c.mask is None else c.mask
+                        for c in spoken.values()]  # fmt: skip
+                mask = torch.cat(full, 1)
+        aligned = {s: [conds[n].aligned[s] for n, c in self.conditions.items() if s in c.aligned] for s in self.streams}
+        return Prepared(vector, context, mask, {s: torch.cat(each, 1) for s, each in aligned.items() if each})
+
+    def forward(
+        self, noisy: dict[str, Noisy], prepared: Prepared, residuals: Sequence[Tensor | None] | None = None
+    ) -> dict[str, Tensor]:
+        """The prediction of each stream (B, D, *L); `residuals`, (B, N, W) or None per block, are added behind it."""
+        if set(noisy) != set(self.streams):
+            raise ValueError(f"wanted the streams {sorted(self.streams)}, got {sorted(noisy)}; an absent stream has level 1")
+        segments = {s: self.tokens[_slot(s)].segments(noisy[s], prepared.aligned.get(s)) for s in self.streams}
+        runs = [segment for each in segments.values() for segment in each]
+        x = torch.cat([run.tokens for run in runs], 1) if len(runs) > 1 else runs[0].tokens
+        angles = self._angles(segments)
+        x = x + self.place(torch.cat([angles.cos(), angles.sin()], -1)).to(x.dtype)
+        tables = tuple(table.to(x.dtype) for table in rotary_tables(angles, self.heads))
+        base = self._modulation(noisy, runs, prepared.vector).to(x.dtype)
+        chosen, mask = _levels(segments, base.shape[1], x.dtype), _seen(runs)
+        context_mask = None if prepared.mask is None else prepared.mask[:, None, None]
+        shared = base[..., : 6 * self.width]
+        for i, block in enumerate(self.blocks):
+            context = prepared.context[i] if prepared.context else None
+            inputs = (x, shared, chosen, tables, mask, context, context_mask)
+            if self.checkpoint and torch.is_grad_enabled():
+                x = recompute(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(*inputs)
+            if residuals is not None and residuals[i] is not None:
+                x = x + residuals[i].to(x.dtype)
+        shift, scale = select(base[..., 6 * self.width :] + self.last.to(x.dtype), chosen).chunk(2, -1)
+        return self._outputs(normalise(x) * (1 + scale) + shift, noisy, segments)
+
+    def _modulation(self, noisy: dict[str, Noisy], runs: Sequence[Segment], vector: Tensor | None) -> Tensor:
+        """Shifts, scales and gates (B, K, 8·W): of each stream's level and, where cells are known, of each stream at level 0."""
+        levels, kind = torch.stack([noisy[s].level for s in self.streams], 1), self.kind
+        if any(run.known is not None for run in runs):
+            levels, kind = torch.cat([levels, torch.zeros_like(levels)], 1), torch.cat([kind, kind])
+        heard = self.level(levels) + kind
+        return self.modulation(F.silu(heard if vector is None else heard + vector[:, None]))
+
+    def _angles(self, segments: dict[str, list[Segment]]) -> Tensor:
+        each = [
+            self.angles(run.points, tuple(axis.name for axis in self.streams[s].axes))
+            for s, runs in segments.items()
+            for run in runs
+        ]
+        batch = max(len(a) for a in each)
+        return torch.cat([a.expand(batch, -1, -1) for a in each], 1)
+
+    def _outputs(self, x: Tensor, noisy: dict[str, Noisy], segments: dict[str, list[Segment]]) -> dict[str, Tensor]:
+        out, start = {}, 0
+        for stream, runs in segments.items():
+            tokens = x[:, start : start + runs[0].tokens.shape[1]]
+            out[stream] = self.tokens[_slot(stream)].grid(tokens, tuple(noisy[stream].z.shape[2:]))
+            start += sum(run.tokens.shape[1] for run in runs)
+        return out
+
+    def _aligned_channels(self, stream: str) -> int:
+        return sum(c.aligned.get(stream, 0) for c in self.conditions.values())
+
+    def _check(self, width: int, heads: int) -> None:
+        if not self.streams:
+            raise ValueError("wanted at least one stream, got none")
+        if width % heads or width // heads % 2:
+            raise ValueError(f"wanted heads of an even width, got width {width} and {heads} heads")
+        foreign = {s for c in self.conditions.values() for s in c.aligned} - set(self.streams)
+        if foreign:
+            raise ValueError(
+                f"wanted conditions aligned with streams, got {sorted(foreign)}; choose from {sorted(self.streams)}"
+            )
+
+    def _init_silent(self) -> None:
+        """Output and gates zero: every block is the identity and the prediction is 0."""
+        for layer in (self.modulation, *(tokens.out for tokens in self.tokens.values())):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
+def _slot(name: str) -> str:
+    """A name that torch accepts for a sub-module, whatever the stream or condition is called."""
+    return "of_" + name.replace(".", "_")
+
+
+def _levels(segments: Mapping[str, Sequence[Segment]], count: int, dtype: torch.dtype) -> Tensor | None:
+    """Which of the `count` levels of `_modulation` each token has, one-hot (1 or B, N, count); None where there is one."""
+    if count == 1:
+        return None
+    rows = []
+    for stream, runs in enumerate(segments.values()):
+        for run in runs:
+            own = torch.full((1, run.tokens.shape[1]), stream, device=run.tokens.device)
+            rows.append(own if run.known is None else torch.where(run.known, stream + len(segments), stream))
+    batch = max(len(row) for row in rows)
+    return F.one_hot(torch.cat([row.expand(batch, -1) for row in rows], 1), count).to(dtype)
+
+
+def _seen(runs: Sequence[Segment]) -> Tensor | None:
+    """Which tokens may be attended to, (B, 1, 1, N), or None for all; a row without any valid token sees every one."""
+    if all(run.valid is None for run in runs):
+        return None
+    full = [
+        torch.ones(r.tokens.shape[:2], dtype=torch.bool, device=r.tokens.device) if r.valid is None else r.valid for r in runs
+    ]
+    valid = torch.cat(full, 1)
+    return (valid | ~valid.any(1, keepdim=True))[:, None, None]

@@ -1,0 +1,1 @@
+"""Blocks without a purpose of their own: attention, transformer blocks, positions, convolutions."""

@@ -1,0 +1,180 @@
+"""Convolutions of rank 1, 2 and 3 that may be causal along one axis, and the resampling that keeps them so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["Conv", "Downsample", "PixelNorm", "ResBlock", "Upsample", "channels_last", "fold", "per_axis", "unfold"]
+
+_CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def per_axis(value: int | Sequence[int], rank: int, what: str = "size") -> tuple[int, ...]:
+    """One positive number per axis: an int is repeated."""
+    sizes = (value,) * rank if isinstance(value, int) else tuple(value)
+    if len(sizes) != rank or any(not isinstance(n, int) or n < 1 for n in sizes):
+        raise ValueError(f"wanted a {what} of one positive int per axis ({rank} of them), got {value}")
+    return sizes
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same tensor with channels innermost in memory (faster convolutions); rank 1 is left as it is."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.contiguous(memory_format=formats[x.ndim]) if x.ndim in formats else x
+
+
+class Conv(nn.Module):
+    """A convolution that keeps the grid's size: zeros around the plain axes, only the past along `causal_axis`.
+
+    What lies before the first sample of the causal axis is `left`, (B, C, ..., kernel - 1, ...): by default the first
+    sample repeated, so that a constant signal stays constant. `context` gives the `left` of the chunk that follows.
+    """
+
+    def __init__(
+        self, rank: int, in_channels: int, out_channels: int, kernel: int | Sequence[int] = 3, causal_axis: int | None = None
+    ):
+        super().__init__()
+        if rank not in _CONVS:
+            raise ValueError(f"wanted a rank, got {rank}; choose from {sorted(_CONVS)}")
+        kernels = per_axis(kernel, rank, "kernel")
+        if any(k % 2 == 0 for a, k in enumerate(kernels) if a != causal_axis):
+            raise ValueError(f"wanted odd kernels along axes that are not causal, got {kernels}")
+        self.dim = None if causal_axis is None else 2 + range(rank)[causal_axis]
+        self.past = 0 if causal_axis is None else kernels[causal_axis] - 1
+        padding = tuple(0 if self.dim == 2 + a else k // 2 for a, k in enumerate(kernels))
+        self.conv = _CONVS[rank](in_channels, out_channels, kernels, padding=padding)
+
+    def forward(self, x: Tensor, left: Tensor | None = None) -> Tensor:
+        """(B, C, *S) -> (B, out, *S)."""
+        return self.conv(self._extended(x, left) if self.past else x)
+
+    def context(self, x: Tensor, left: Tensor | None = None) -> Tensor:
+        """The last kernel - 1 samples along the causal axis, history included: `left` of the next chunk."""
+        return self._extended(x, left).narrow(self.dim, x.shape[self.dim], self.past)
+
+    def _extended(self, x: Tensor, left: Tensor | None) -> Tensor:
+        if left is None:
+            left = x.narrow(self.dim, 0, 1).expand(*(self.past if d == self.dim else n for d, n in enumerate(x.shape)))
+        return torch.cat([left, x], self.dim)
+
+
+class PixelNorm(nn.Module):
+    """Normalises the channels of each grid position by itself: positions and time steps never mix.
+
+    No gain and no bias: the convolution that follows has them. Centred (a layer norm), because that kernel takes a third of
+    the time of an RMS norm on a CPU.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
+
+
+class ResBlock(nn.Module):
+    """x + conv(silu(conv(norm(x)))): the trunk itself stays linear, so that amplitudes pass; zero at initialisation."""
+
+    def __init__(self, rank: int, channels: int, kernel: int | Sequence[int] = 3, causal_axis: int | None = None):
+        super().__init__()
+        self.norm = PixelNorm()
+        self.conv_in = Conv(rank, channels, channels, kernel, causal_axis)
+        self.conv_out = Conv(rank, channels, channels, kernel, causal_axis)
+        nn.init.zeros_(self.conv_out.conv.weight)
+        nn.init.zeros_(self.conv_out.conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv_out(F.silu(self.conv_in(self.norm(x))))
+
+
+# ---------------------------------------------------------------- resampling
+
+
+def fold(x: Tensor, strides: Sequence[int], lone_axis: int | None = None) -> Tensor:
+    """Space to depth: (B, C, *S) -> (B, prod(strides)·C, *S/strides), channels innermost.
+
+    Along `lone_axis` the first sample is a cell of its own: it is repeated stride - 1 times first, so 1 + r·n -> 1 + n.
+    """
+    if lone_axis is not None and strides[lone_axis] > 1:
+        dim = 2 + lone_axis
+        first = x.narrow(dim, 0, 1).expand(*(strides[lone_axis] - 1 if d == dim else n for d, n in enumerate(x.shape)))
+        x = torch.cat([first, x], dim)
+    cells = [n // r for n, r in zip(x.shape[2:], strides, strict=True)]
+    rank = len(cells)
+    x = x.reshape(*x.shape[:2], *(n for pair in zip(cells, strides, strict=True) for n in pair))
+    inner, outer = range(3, 3 + 2 * rank, 2), range(2, 2 + 2 * rank, 2)
+    return x.permute(0, *outer, *inner, 1).reshape(x.shape[0], *cells, -1).movedim(-1, 1)
+
+
+def unfold(x: Tensor, strides: Sequence[int], lone_axis: int | None = None) -> Tensor:
+    """Depth to space, the inverse of `fold`: (B, prod(strides)·C, *L) -> (B, C, *L·strides); along `lone_axis` the
+    stride - 1 copies of the first sample are dropped, so 1 + n -> 1 + r·n."""
+    rank, cells = len(strides), x.shape[2:]
+    x = x.movedim(1, -1).reshape(x.shape[0], *cells, *strides, -1)
+    order = [axis for a in range(rank) for axis in (1 + a, 1 + rank + a)]
+    x = x.permute(0, *order, 1 + 2 * rank).reshape(x.shape[0], *(n * r for n, r in zip(cells, strides, strict=True)), -1)
+    x = x.movedim(-1, 1)
+    if lone_axis is not None and strides[lone_axis] > 1:
+        dropped = strides[lone_axis] - 1
+        x = x.narrow(2 + lone_axis, dropped, x.shape[2 + lone_axis] - dropped)
+    return x
+
+
+class Downsample(nn.Module):
+    """Space to depth, a convolution, and the averaged shortcut of DC-AE (arXiv 2410.10733, section 3.1) where widths allow."""
+
+    def __init__(
+        self,
+        rank: int,
+        in_channels: int,
+        out_channels: int,
+        stride: Sequence[int],
+        kernel: int = 1,
+        causal_axis: int | None = None,
+        lone_axis: int | None = None,
+    ):
+        super().__init__()
+        self.stride, self.lone_axis = per_axis(stride, rank, "stride"), lone_axis
+        self.conv = Conv(rank, prod(self.stride) * in_channels, out_channels, kernel, causal_axis)
+        self.groups = _groups(out_channels, in_channels, prod(self.stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = fold(x, self.stride, self.lone_axis)
+        y = self.conv(x)
+        if not self.groups:
+            return y
+        return y + x.unflatten(1, (self.groups, -1, y.shape[1] // self.groups)).mean(2).flatten(1, 2)
+
+
+class Upsample(nn.Module):
+    """A convolution, depth to space, and the repeated shortcut of DC-AE where widths allow: the mirror of Downsample."""
+
+    def __init__(
+        self,
+        rank: int,
+        in_channels: int,
+        out_channels: int,
+        stride: Sequence[int],
+        kernel: int = 1,
+        causal_axis: int | None = None,
+        lone_axis: int | None = None,
+    ):
+        super().__init__()
+        self.stride, self.lone_axis = per_axis(stride, rank, "stride"), lone_axis
+        self.conv = Conv(rank, in_channels, prod(self.stride) * out_channels, kernel, causal_axis)
+        self.groups = _groups(in_channels, out_channels, prod(self.stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.groups:
+            x = x.unflatten(1, (self.groups, 1, -1))
+            y = y + x.expand(-1, -1, prod(self.stride) // self.groups, *x.shape[3:]).flatten(1, 3)
+        return unfold(y, self.stride, self.lone_axis)
+
+
+def _groups(wide: int, narrow: int, factor: int) -> int:
+    """Into how many groups the `factor` sub-positions fall when `narrow` channels become `wide`; 0: no shortcut fits."""
+    ratio = wide // narrow
+    return ratio if wide == ratio * narrow and ratio and factor % ratio == 0 else 0

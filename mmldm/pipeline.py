@@ -1,0 +1,268 @@
+"""Inference without Lightning: a trained model, prompts, and what is already known -> media tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmldm import config, store
+from mmldm.diffusion.branches import Branch, Branches, take_rows
+from mmldm.diffusion.grids import Grid
+from mmldm.diffusion.guidance import CFG, Guidance
+from mmldm.diffusion.known import Context, cells_known, snap
+from mmldm.diffusion.sampling import sample
+from mmldm.diffusion.solvers import Solver
+from mmldm.interfaces import Cond, Media
+from mmldm.model import Model
+from mmldm.trained import load_diffusion, sized
+
+__all__ = ["Known", "Pipeline", "Sample", "Sampler"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated sample: its media tensors by stream, how to write them, and what it was asked for."""
+
+    streams: dict[str, Tensor]
+    medias: dict[str, Media]
+    prompt: str
+    seed: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """Given media of one stream: a whole clip x (C, *S), of which the seconds [start, end) are to be kept."""
+
+    x: Tensor
+    start: float = 0.0
+    end: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a model is sampled: any solver, grid and guidance run on any model."""
+
+    solver: Solver
+    grid: Grid
+    guidance: Guidance
+    steps: int
+
+
+class Pipeline:
+    """A trained model, ready to generate: `Pipeline.load("runs/img").generate("a red circle", seed=0)`."""
+
+    def __init__(
+        self, model: Model, spec: Mapping[str, Any], facts: Mapping[str, Any] | None = None, trust: Sequence[str] = ()
+    ):
+        self.model, self.spec, self.facts, self.trust = model, dict(spec), dict(facts or {}), tuple(trust)
+
+    @classmethod
+    def load(cls, path: str | Path, trust: Sequence[str] = (), device: str | torch.device | None = None) -> Pipeline:
+        """Load a run or model folder; `trust` names classes from outside mmldm that it may use, exactly."""
+        stored = store.load_model(path)
+        model = load_diffusion(stored, trust)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(model.to(device), stored.spec, stored.facts, trust)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.denoiser.parameters()).device
+
+    def medias(self, seconds: float | None = None, size: Sequence[int] | None = None) -> dict[str, Media]:
+        """The media of each stream at the trained, or the asked, duration and size."""
+        return {stream: sized(codec.media, seconds, size) for stream, codec in self.model.codecs.items()}
+
+    def sampler(
+        self,
+        steps: int | None = None,
+        guidance: float | Guidance | None = None,
+        solver: Mapping[str, Any] | Solver | None = None,
+        grid: Mapping[str, Any] | Grid | None = None,
+    ) -> Sampler:
+        """The model's own sampler with what is given replaced; nodes are yaml of conf/diffusion, objects are taken as they are."""
+        own = self.spec["sampler"]
+        node = own["guidance"] or {}
+        if isinstance(guidance, int | float):
+            guidance = config.build({**node, "scale": float(guidance)}, trust=self.trust) if node else CFG(float(guidance))
+        elif guidance is None:
+            guidance = config.build(node, trust=self.trust) if node else Guidance()
+        built = [
+            config.build(dict(part), trust=self.trust) if isinstance(part, Mapping) else part
+            for part in (solver or own["solver"], grid or own["grid"])
+        ]
+        return Sampler(*built, guidance, steps or own["steps"])
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: str | Sequence[str] | Mapping[str, Sequence],
+        n: int = 1,
+        seed: int = 0,
+        *,
+        steps: int | None = None,
+        guidance: float | Guidance | None = None,
+        negative: str | None = None,
+        solver: Mapping[str, Any] | Solver | None = None,
+        grid: Mapping[str, Any] | Grid | None = None,
+        seconds: float | None = None,
+        size: Sequence[int] | None = None,
+        known: Mapping[str, Known] | None = None,
+        batch_size: int = 8,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Sample]:
+        """`n` samples per prompt; sample i depends on (seed, i) alone, whatever the batch size.
+
+        `prompts`: one text, several, or a dict of fields (key of a condition -> values) of equal length. `negative` is a text to
+        steer away from instead of nothing. `progress(done, total)` counts network steps of samples.
+        """
+        fields = {key: [v for v in values for _ in range(n)] for key, values in as_fields(prompts).items()}
+        count, medias, known = len(next(iter(fields.values()))), self.medias(seconds, size), known or {}
+        sampler, result = self.sampler(steps, guidance, solver, grid), []
+        for start in range(0, count, batch_size):
+            items = torch.arange(start, min(start + batch_size, count))
+            part = {key: values[start : start + len(items)] for key, values in fields.items()}
+
+            def tick(step: int, steps: int, *_, done: int = start * sampler.steps, rows: int = len(items)) -> None:
+                if progress is not None:
+                    progress(done + (step + 1) * rows, count * steps)
+
+            z = self.sample_latents(part, items, medias, seed, sampler, negative, known, tick)
+            media = {
+                s: paste(self.model.decode(s, x, medias[s].shape).float().cpu(), medias[s], known.get(s)) for s, x in z.items()
+            }
+            texts = part.get("text") or [""] * len(items)
+            result += [
+                Sample({s: x[row] for s, x in media.items()}, medias, str(texts[row] or ""), seed, index)
+                for row, index in enumerate(items.tolist())
+            ]
+        return result
+
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        fields: Mapping[str, Sequence],
+        items: Tensor,
+        medias: Mapping[str, Media],
+        seed: int,
+        sampler: Sampler,
+        negative: str | None = None,
+        known: Mapping[str, Known] | None = None,
+        callback: Callable[..., None] | None = None,
+    ) -> dict[str, Tensor]:
+        """Whitened latents (B, D, *L) of every stream for one batch of fields, item i keyed by (seed, items[i])."""
+        model, device = self.model, self.device
+        shapes = {s: model.latent_shape(s, media.shape) for s, media in medias.items()}
+        noise = {s: model.noise(s, (seed, "noise"), items, shape).to(device) for s, shape in shapes.items()}
+        context = {s: self.context(s, shape, len(items), (known or {}).get(s)) for s, shape in shapes.items()}
+        grids = {s: sampler.grid(sampler.steps, model.path, model.shift_of(s, shape[1:])) for s, shape in shapes.items()}
+        knows = bool(self.spec.get("knows", True))
+        shown = context if knows else {s: replace(c, z=None, known=None) for s, c in context.items()}
+        branches = self.branches(fields, len(items), shown, ["cond", *sampler.guidance.scales], negative)
+
+        def fresh(step: int, stream: str) -> Tensor:
+            return model.noise(stream, (seed, "step", step), items, shapes[stream]).to(device)
+
+        return sample(
+            branches,
+            noise,
+            grids,
+            sampler.solver,
+            model.path,
+            sampler.guidance,
+            context,
+            step_noise=fresh,
+            callback=callback,
+            renoise=not knows,
+        )
+
+    def branches(
+        self,
+        fields: Mapping[str, Sequence],
+        count: int,
+        context: Mapping[str, Context],
+        names: Sequence[str],
+        negative: str | None,
+    ) -> Branches:
+        """The guidance branches of these names, their conditions computed once."""
+        conds = [self.conditions(fields, count, name, negative) for name in names]
+        joined = {name: Cond.cat([cond[name] for cond in conds]) for name in conds[0]}
+        prepared, denoise = self.model.prepare(joined), self.model.denoise
+        rows = [take_rows(prepared, i * count, (i + 1) * count) for i in range(len(names))]
+        return Branches({name: Branch(denoise, rows[i], context) for i, name in enumerate(names)})
+
+    def conditions(self, fields: Mapping[str, Sequence], count: int, branch: str, negative: str | None) -> dict[str, Cond]:
+        """The conditions of one branch: as asked (`cond`), none or the negative text (`null`), all but one (`without:NAME`)."""
+        conditions = self.model.conditions
+        kind, _, left_out = branch.partition(":")
+        if kind not in ("cond", "null", "without"):
+            raise ValueError(f"wanted a guidance over cond, null or without:NAME, got {branch!r}")
+        if kind == "null":
+            if negative is None:
+                return conditions.null(count)
+            fields = {"text": [negative] * count}
+        keys = {key for key, _ in conditions.readers.values()}
+        read, present = conditions.read({key: list(fields.get(key, [None] * count)) for key in keys})
+        keep = {name: (rows & (name != left_out)).to(self.device) for name, rows in present.items()}
+        return conditions(conditions.encode(on_device(read, self.device)), keep)
+
+    def context(self, stream: str, shape: Sequence[int], count: int, known: Known | None) -> Context:
+        """Positions of a stream's grid, and what is known of it."""
+        model, cells = self.model, shape[1:]
+        if known is None:
+            return model.context(stream, cells, self.device)
+        codec = model.codecs[stream]
+        if codec.lookahead is None and known.start + known.end < float("inf"):
+            raise ValueError(f"wanted a codec that is causal in time to keep a part of {stream}, got one that looks ahead")
+        lengths = [axis.length(n) for axis, n in zip(codec.axes, cells, strict=True)]
+        mask = cells_known({"time": [(known.start, known.end)]}, codec.axes, lengths, codec.lookahead)
+        mask = snap(mask, model.denoiser.patches[stream])
+        if not bool(mask.any()):
+            raise ValueError(
+                f"wanted at least {codec.axes[0].length(1) * codec.axes[0].unit:.3g} s from the start to keep, "
+                f"got {known.start:g}:{known.end:g}"
+            )
+        z = model.whiten(stream, model.encode(stream, known.x[None].to(self.device)))
+        rows = z.expand(count, *z.shape[1:]), mask.expand(count, *cells).to(self.device)
+        return model.context(stream, cells, self.device, z=rows[0], known=rows[1])
+
+
+def as_fields(prompts: str | Sequence[str] | Mapping[str, Sequence]) -> dict[str, list]:
+    """One text, texts, or fields -> fields of equal length."""
+    if isinstance(prompts, str):
+        return {"text": [prompts]}
+    fields = {k: list(v) for k, v in prompts.items()} if isinstance(prompts, Mapping) else {"text": list(prompts)}
+    lengths = {len(values) for values in fields.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            f"wanted at least one prompt and fields of equal length, got { {k: len(v) for k, v in fields.items()} }"
+        )
+    return fields
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """Move every tensor of nested dicts and lists."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {k: on_device(v, device) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_device(v, device) for v in value)
+    return value
+
+
+def paste(x: Tensor, media: Media, known: Known | None) -> Tensor:
+    """The known samples themselves in place of their reconstruction: (B, C, *S)."""
+    if known is None or media.time_axis is None:
+        return x
+    axis = media.time_axis + 2
+    first, last = (round(min(max(edge, 0.0), media.seconds) * media.rate) for edge in (known.start, known.end))
+    out = x.clone()
+    out.narrow(axis, first, last - first).copy_(known.x.narrow(axis - 1, first, last - first))
+    return out

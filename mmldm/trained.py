@@ -1,0 +1,104 @@
+"""Trained models as specs and tensors: build a Model from plain data, write it to a model folder, read it back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mmldm import config, store
+from mmldm.interfaces import Codec, Media
+from mmldm.model import Model, Whitening
+
+__all__ = ["TrainedCodec", "build_model", "load_codecs", "load_diffusion", "save_codec", "save_diffusion", "sized"]
+
+Clip = dict[str, Any]  # {"seconds": …, "size": (height, width)}: what differs from the media of the codec's own yaml
+
+
+@dataclass(frozen=True)
+class TrainedCodec:
+    """A codec of one stream with its whitening, its resolved yaml node and the clip size that it was last trained at."""
+
+    codec: Codec
+    whitening: Whitening
+    spec: Mapping[str, Any]
+    clip: Clip
+
+
+def sized(media: Media, seconds: float | None = None, size: Sequence[int] | None = None) -> Media:
+    """The media with another duration or (height, width), of what it has: a still ignores seconds, a sound ignores size."""
+    planar = len(media.shape) - 1 - (media.time_axis is not None) == 2
+    seconds = seconds if media.time_axis is not None else None
+    size = tuple(size) if size and planar else None
+    return media.resized(seconds=seconds, size=size) if seconds or size else media
+
+
+def build_model(
+    spec: Mapping[str, Any],
+    codecs: Mapping[str, Codec],
+    whitenings: Mapping[str, Whitening] | None = None,
+    trust: Sequence[str] | None = (),
+) -> Model:
+    """The Model that `spec` (conditions, denoiser, path, prediction, shift) describes, around built codecs."""
+    conditions = config.build(spec["conditions"], trust=trust)
+    geometries = {stream: codec.geometry for stream, codec in codecs.items()}
+    denoiser = config.build(spec["denoiser"], trust=trust, streams=geometries, conditions=conditions.widths)
+    path, prediction = (config.build(spec[name], trust=trust) for name in ("path", "prediction"))
+    shift = config.build(spec.get("shift") or None, trust=trust)
+    return Model(codecs, conditions, denoiser, path, prediction, shift, whitenings)
+
+
+# ---------------------------------------------------------------- saving
+
+
+def save_codec(folder: Path, spec: Mapping[str, Any], codec: Codec, whitening: Whitening, facts: dict, card: str) -> None:
+    """Write a codec's model folder; `spec` holds its `codecs` (one stream) and `clips`."""
+    (stream,) = spec["codecs"]
+    store.save_model(folder, {"kind": "codec", **spec}, {f"codec.{stream}": codec_state(codec, whitening)}, facts, card)
+
+
+def save_diffusion(folder: Path, spec: Mapping[str, Any], model: Model, facts: dict, card: str) -> None:
+    """Write a diffusion model's folder, its codecs included."""
+    parts = {f"codec.{s}": codec_state(model.codecs[s], model.whitenings[s]) for s in model.codecs}
+    parts |= {"denoiser": model.denoiser.state_dict(), "conditions": model.conditions.state_dict()}
+    store.save_model(folder, {"kind": "diffusion", **spec}, {k: v for k, v in parts.items() if v}, facts, card)
+
+
+def codec_state(codec: Codec, whitening: Whitening) -> dict[str, Tensor]:
+    """The tensors of a codec and of its whitening, as one part."""
+    return {**codec.state_dict(), **{f"whitening.{k}": v for k, v in whitening.state_dict().items()}}
+
+
+# ---------------------------------------------------------------- loading
+
+
+def load_codecs(stored: store.StoredModel, trust: Sequence[str] = ()) -> dict[str, TrainedCodec]:
+    """Every codec of a stored model, frozen, its media at the trained clip size."""
+    clips = stored.spec.get("clips") or {}
+    return {s: _load_codec(s, spec, clips.get(s) or {}, stored, trust) for s, spec in stored.spec["codecs"].items()}
+
+
+def _load_codec(stream: str, spec: Mapping, clip: Clip, stored: store.StoredModel, trust: Sequence[str]) -> TrainedCodec:
+    codec = config.build(spec, trust=trust)
+    codec.media = sized(codec.media, clip.get("seconds"), clip.get("size"))
+    whitening, state = Whitening(codec.latent_channels), stored.parts[f"codec.{stream}"]
+    prefix = "whitening."
+    whitening.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    codec.load_state_dict({k: v for k, v in state.items() if not k.startswith(prefix)})
+    return TrainedCodec(codec.eval().requires_grad_(False), whitening, spec, clip)
+
+
+def load_diffusion(stored: store.StoredModel, trust: Sequence[str] = ()) -> Model:
+    """The model of a stored diffusion model, on the CPU, ready to sample; raises ValueError for a codec's folder."""
+    if stored.spec.get("kind") != "diffusion":
+        raise ValueError(f"wanted a diffusion model, got a {stored.spec.get('kind')}; choose the run of a diffusion training")
+    loaded = load_codecs(stored, trust)
+    codecs, whitenings = {s: c.codec for s, c in loaded.items()}, {s: c.whitening for s, c in loaded.items()}
+    model = build_model(stored.spec, codecs, whitenings, trust)
+    model.denoiser.load_state_dict(stored.parts["denoiser"])
+    if "conditions" in stored.parts:
+        model.conditions.load_state_dict(stored.parts["conditions"])
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,129 @@
+"""What every training shares: keyed randomness, the learning rate, the clock, what goes into a checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from mmldm.interfaces import Batch
+from mmldm.training.schedule import Schedule
+
+__all__ = ["Training"]
+
+
+class Training(LightningModule):
+    """Base of the trainings: `optimizer` maps parameters to a torch optimiser, `minutes` ends the schedule by the clock.
+
+    Randomness is a function of (seed, optimiser step, position in the global order); nothing else is drawn anywhere.
+    """
+
+    def __init__(
+        self,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        schedule: Schedule | None = None,
+        batch_size: int = 1,
+        seed: int = 0,
+        minutes: float | None = None,
+    ):
+        super().__init__()
+        self.optimizer_of = optimizer
+        self.schedule = schedule or Schedule()
+        self.batch_size, self.seed, self.minutes = batch_size, seed, minutes
+        self.spent, self._clock = 0.0, None  # seconds of training, before and since the last start
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer = self.optimizer_of([p for p in self.parameters() if p.requires_grad])
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        return optimizer
+
+    # -- progress
+
+    def elapsed(self) -> float:
+        """Seconds spent training so far, over all starts of this run."""
+        return self.spent + (0.0 if self._clock is None else time.monotonic() - self._clock)
+
+    def progress(self) -> float:
+        """Share of the training that is done, in [0, 1]: by steps, or by the clock where `minutes` is given."""
+        steps = self.trainer.max_steps
+        share = self.global_step / steps if steps and steps > 0 else 0.0
+        if self.minutes is not None:
+            share = max(share, self.elapsed() / (60.0 * self.minutes))
+        return min(1.0, share)
+
+    def on_fit_start(self) -> None:
+        self._clock = time.monotonic()
+
+    def on_fit_end(self) -> None:
+        self.spent, self._clock = self.elapsed(), None
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
+        progress = self.progress()
+        for optimizer in self._optimizers():
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * self.schedule(self.global_step, progress)
+        if self.minutes is not None and progress >= 1.0:
+            self.trainer.should_stop = True
+            return -1
+        return None
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        found = self.optimizers(use_pl_optimizer=False)
+        return found if isinstance(found, list) else [found]
+
+    # -- randomness
+
+    def step_of(self, batch: Batch) -> int:
+        """The optimiser step a training batch belongs to, read off its positions."""
+        return int(batch.position[0]) // self.batch_size
+
+    def key(self, purpose: str, batch: Batch) -> tuple[int | str, ...]:
+        """Key of the random numbers of one purpose in one step."""
+        return (self.seed, purpose, self.step_of(batch))
+
+    # -- logging and checkpoints
+
+    def log_terms(self, prefix: str, terms: dict[str, Tensor], batch: Batch) -> None:
+        """Log scalars of a batch under `prefix/name`."""
+        self.log_dict({f"{prefix}/{name}": value.detach() for name, value in terms.items()}, batch_size=len(batch))
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
+        checkpoint["seconds"] = self.elapsed()
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.spent = checkpoint["seconds"]
+        for name, p in self.named_parameters():
+            if not p.requires_grad:
+                checkpoint["state_dict"][name] = p.detach()
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return move(batch, device)
+
+
+def move(value, device: torch.device):
+    """Move every tensor of nested dicts, lists and records to a device; `position` and `index` stay on the CPU."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {k: move(v, device) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(move(v, device) for v in value)
+    if hasattr(value, "__dataclass_fields__"):
+        kept = ("position", "index")
+        names = value.__dataclass_fields__
+        return type(value)(**{n: getattr(value, n) if n in kept else move(getattr(value, n), device) for n in names})
+    return value
+
+
+def finite(loss: Tensor, step: int) -> Tensor:
+    """The loss itself; raises ValueError where it is not finite, before any weight is touched."""
+    if not math.isfinite(float(loss.detach())):
+        raise ValueError(f"wanted a finite loss, got {float(loss.detach())} at step {step}; lower optimizer.lr or clip more")
+    return loss

@@ -1,0 +1,162 @@
+"""Training of the diffusion model: noise the whitened latents of every stream, predict, weigh, reduce over unknown valid cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mmldm import keyed
+from mmldm.diffusion.known import Context, KnownMixture, snap
+from mmldm.diffusion.prediction import expand
+from mmldm.diffusion.times import Times, permutation, stratified
+from mmldm.diffusion.weighting import Weighting, loss_weight
+from mmldm.interfaces import Batch
+from mmldm.model import Model
+from mmldm.training.base import Training, finite
+from mmldm.training.schedule import Schedule
+
+__all__ = ["DiffusionTraining"]
+
+QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+class DiffusionTraining(Training):
+    """Trains the denoiser and the conditions of `model`; its codecs are frozen.
+
+    `times` draws the noise levels, `weighting` weighs them, `known` draws which cells are given. The loss of a step is the sum
+    over samples and streams of the mean over that sample's unknown valid cells, divided by the global batch size.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        times: Times,
+        weighting: Weighting,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        known: KnownMixture | None = None,
+        schedule: Schedule | None = None,
+        batch_size: int = 1,
+        seed: int = 0,
+        minutes: float | None = None,
+    ):
+        super().__init__(optimizer, schedule, batch_size, seed, minutes)
+        self.model, self.times, self.weighting, self.known = model, times, weighting, known
+
+    # -- steps
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        z, valid = self.latents(batch)
+        t = self.levels(batch, z, valid)
+        keep = self._present(batch, self.model.conditions.keep(self.key("dropout", batch), batch.position))
+        context, t = self.contexts(batch, z, valid, t)
+        losses = self.losses(batch, z, t, context, keep, self.key("noise", batch))
+        loss = finite(sum(item.sum() for item in losses.values()) / len(batch), self.step_of(batch))
+        terms = {"loss": loss, **{f"loss/{s}": item.mean() for s, item in losses.items() if len(losses) > 1}}
+        self.log_terms("train", terms, batch)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        by_level = self.losses_by_level(batch)
+        terms = {f"loss_t{t:.1f}": value for t, value in by_level.items()}
+        self.log_terms("val", {"loss": torch.stack(list(by_level.values())).mean(), **terms}, batch)
+
+    def losses_by_level(self, batch: Batch) -> dict[float, Tensor]:
+        """The unweighted mean loss over samples and streams at each of the fixed levels `QUANTILES`, all conditions given."""
+        z, valid = self.latents(batch, sample=False)
+        context = {s: self.model.context(s, x.shape[2:], x.device, valid=valid[s]) for s, x in z.items()}
+        keep, found = self._present(batch, {}), {}
+        for level in QUANTILES:
+            t = {s: torch.full((len(batch),), level, device=x.device) for s, x in z.items()}
+            losses = self.losses(batch, z, t, context, keep, (self.seed, "validation", round(1000 * level)), unit=True)
+            found[level] = torch.stack([item.mean() for item in losses.values()]).mean()
+        return found
+
+    # -- parts of a step
+
+    def latents(self, batch: Batch, sample: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+        """Whitened latents (B, D, *L) of every stream and which of their cells are media (None: all)."""
+        z, valid = {}, {}
+        for stream in self.model.codecs:
+            posterior = batch.latents.get(stream) or self.model.encode(stream, batch.media[stream])
+            noise = None
+            if sample and posterior.std is not None:
+                noise = keyed.normal((*self.key("latent", batch), stream), batch.position, posterior.mean.shape[1:])
+                noise = noise.to(posterior.mean)
+            z[stream] = self.model.whiten(stream, posterior, noise)
+            valid[stream] = self.model.valid_cells(stream, batch.valid.get(stream), z[stream])
+        return z, valid
+
+    def levels(self, batch: Batch, z: Mapping[str, Tensor], valid: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+        """Noise levels t (B,) of every stream: stratified over the global batch, independent between streams."""
+        t = {}
+        for stream, x in z.items():
+            key = (*self.key("level", batch), stream)
+            order = permutation(key, self.batch_size)
+            u = keyed.uniform(key, batch.position).double()
+            u = stratified(u, batch.position % self.batch_size, self.batch_size, order)
+            shift = self.model.shift_of(stream, x.shape[2:], valid[stream])
+            t[stream] = self.times(u, self.model.path, shift).float().to(x.device)
+        return t
+
+    def contexts(
+        self, batch: Batch, z: Mapping[str, Tensor], valid: Mapping[str, Tensor | None], t: dict[str, Tensor]
+    ) -> tuple[dict[str, Context], dict[str, Tensor]]:
+        """Positions, drawn known cells and padding of every stream; absent streams get t = 1."""
+        known, t = {}, dict(t)
+        if self.known is not None:
+            axes = {s: self.model.codecs[s].axes for s in z}
+            drawn = self.known(self.key("known", batch), batch.position, {s: tuple(x.shape[2:]) for s, x in z.items()}, axes)
+            known = {s: snap(mask, self.model.denoiser.patches[s]) for s, mask in drawn.known.items() if bool(mask.any())}
+            t = {s: x.masked_fill(drawn.absent[s].to(x.device), 1.0) for s, x in t.items()}
+        context = {}
+        for stream, x in z.items():
+            mask = known[stream].to(x.device) if stream in known else None
+            if mask is not None and valid[stream] is not None:
+                mask = mask & valid[stream]
+            given = None if mask is None else x
+            context[stream] = self.model.context(stream, x.shape[2:], x.device, z=given, known=mask, valid=valid[stream])
+        for stream, extent in batch.valid.items():
+            t[stream] = t[stream].masked_fill((extent == 0).any(1).to(t[stream].device), 1.0)
+        return context, t
+
+    def losses(
+        self,
+        batch: Batch,
+        z: Mapping[str, Tensor],
+        t: Mapping[str, Tensor],
+        context: Mapping[str, Context],
+        keep: dict[str, Tensor],
+        key: tuple[int | str, ...],
+        unit: bool = False,
+    ) -> dict[str, Tensor]:
+        """The loss of every sample (B,) per stream; `unit` leaves the weighting out."""
+        path, prediction = self.model.path, self.model.prediction
+        eps = {s: self.model.noise(s, key, batch.position, x.shape[1:]).to(x) for s, x in z.items()}
+        there = {s: x * expand((t[s] < 1).to(x), x) for s, x in z.items()}  # an absent stream is pure noise on every path
+        z_t = {s: path.mix(x, eps[s], t[s]) for s, x in there.items()}
+        prepared = self.model.prepare(self.model.conditions(self.model.conditions.encode(batch.fields), keep))
+        output = self.model.predict(z_t, t, context, prepared)
+        result = {}
+        for stream, x in z.items():
+            target = prediction.target(path, x, eps[stream], expand(t[stream], x))
+            error = (output[stream].float() - target.float()).square().mean(1)
+            error = masked_mean(error, context[stream]) * (t[stream] < 1)
+            result[stream] = error if unit else error * loss_weight(self.weighting, path, prediction, t[stream])
+        return result
+
+    def _present(self, batch: Batch, keep: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = set(batch.present) | set(keep)
+        return {n: (keep.get(n, True) & batch.present.get(n, torch.tensor(True))).to(self.device) for n in names}
+
+
+def masked_mean(error: Tensor, context: Context) -> Tensor:
+    """Mean of (B, *L) over each sample's unknown valid cells: (B,); 0 where there are none."""
+    use = torch.ones_like(error)
+    if context.known is not None:
+        use = use * ~context.known
+    if context.valid is not None:
+        use = use * context.valid
+    use = use.flatten(1)
+    return (error.flatten(1) * use).sum(1) / use.sum(1).clamp_min(1)

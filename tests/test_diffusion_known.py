@@ -1,0 +1,182 @@
+"""Laws of known cells: merging, snapping, from media to cells, and the keyed masks of training."""
+
+import pytest
+import torch
+
+from mmldm.diffusion import (
+    Box,
+    Context,
+    First,
+    KnownMixture,
+    Nothing,
+    Prefix,
+    Span,
+    Suffix,
+    Whole,
+    cells_covered,
+    cells_known,
+    merge,
+    snap,
+)
+from mmldm.interfaces import Axis
+
+FILM = (Axis("time", 4, 1, 1 / 8), Axis("height", 8, 8, 1.0), Axis("width", 8, 8, 1.0))
+SOUND = (Axis("time", 160, 160, 1 / 1600), Axis("freq", 4, 4, 1.0))
+AXES = {"film": FILM, "sound": SOUND}
+CELLS = {"film": (5, 4, 6), "sound": (21, 3)}  # 17 frames at 8 Hz = 2.125 s, 21 cells of 0.1 s
+END = {"film": FILM[0].edges(5)[:, 1].double(), "sound": SOUND[0].edges(21)[:, 1].double()}
+KEY = (7, "known", 3)
+
+
+def test_merge_is_equal_to_the_bit():
+    z, z_hat, known = torch.randn(2, 3, 5), torch.randn(2, 3, 5), torch.rand(2, 5) < 0.5
+    out = merge(z_hat, Context(z=z, known=known))
+    mask = known[:, None].expand_as(z)
+    assert torch.equal(out[mask], z[mask]) and torch.equal(out[~mask], z_hat[~mask])
+    assert merge(z_hat, None) is z_hat and merge(z_hat, Context()) is z_hat
+
+
+def test_context_says_what_is_free_and_what_is_wrong():
+    z, known = torch.zeros(1, 2, 3), torch.tensor([[True, False, False]])
+    valid = torch.tensor([[True, True, False]])
+    assert Context().free is None and torch.equal(Context(valid=valid).free, valid)
+    assert Context(z=z, known=known).free.tolist() == [[False, True, True]]
+    assert Context(z=z, known=known, valid=valid).free.tolist() == [[False, True, False]]
+    for build in (
+        lambda: Context(known=known),
+        lambda: Context(z=z, known=known[:, :2]),
+        lambda: Context(z=z, known=known.float()),
+    ):
+        with pytest.raises(ValueError, match="wanted"):
+            build()
+
+
+def test_snap_shrinks_to_whole_patches():
+    line = torch.tensor([True, True, True, False, True, True, True])
+    assert snap(line, (2,)).tolist() == [True, True, False, False, True, True, True]
+    grid = torch.rand(3, 5, 6, 7, generator=torch.Generator().manual_seed(0)) < 0.8
+    out = snap(grid, (1, 2, 3))
+    for i in range(5):
+        for j in range(6):
+            for k in range(7):
+                patch = grid[:, i, j - j % 2 : j - j % 2 + 2, k - k % 3 : k - k % 3 + 3]
+                assert torch.equal(out[:, i, j, k], patch.flatten(1).all(1))
+    assert torch.equal(snap(out, (1, 2, 3)), out) and not bool((out & ~grid).any())
+
+
+def test_cells_covered_are_those_whose_samples_are_known():
+    axes = (Axis("time", 4, 1, 0.5), Axis("width", 3, 3, 1.0))
+    mask = torch.rand(2, 10, 7, generator=torch.Generator().manual_seed(0)) < 0.9
+    out = cells_covered(mask, axes)
+    assert out.shape == (2, 4, 3)
+    times, widths = [(0, 1), (1, 5), (5, 9), (9, 10)], [(0, 3), (3, 6), (6, 7)]
+    for i, (a, b) in enumerate(times):
+        for j, (c, d) in enumerate(widths):
+            assert torch.equal(out[:, i, j], mask[:, a:b, c:d].flatten(1).all(1))
+    causal = cells_covered(mask, axes, lookahead=0)
+    assert torch.equal(
+        causal, torch.stack([mask[:, :b, c:d].flatten(1).all(1) for _, b in times for c, d in widths], 1).reshape(2, 4, 3)
+    )
+
+
+def test_cells_known_within_seconds():
+    axis = (Axis("time", 4, 1, 0.25),)  # ends of the cells: 0.25, 1.25, 2.25, 3.25, 4.25 s
+    assert cells_known({"time": [(0, 2.3)]}, axis, (17,)).tolist() == [True, True, True, False, False]
+    assert cells_known({"time": [(0, 2.2)]}, axis, (17,)).tolist() == [True, True, False, False, False]
+    assert cells_known({"time": [(1.25, 4.25)]}, axis, (17,)).tolist() == [False, False, True, True, True]
+    assert cells_known({"time": [(1.25, 4.25)]}, axis, (17,), lookahead=0).tolist() == [False] * 5  # causal: prefixes only
+    assert cells_known({"time": [(0, 2.3)]}, axis, (17,), lookahead=1).tolist() == [True, True, False, False, False]
+    assert cells_known({"time": [(0, 2.3)]}, axis, (17,), reach={"time": 1}).tolist() == [True, True, False, False, False]
+    assert cells_known({"time": [(0, 1.3), (1.25, 2.25)]}, axis, (17,)).tolist() == [True, True, True, False, False]
+    assert cells_known({"time": [(10, 12.3)]}, axis, (17,), start=10.0).tolist() == [True, True, True, False, False]
+    assert cells_known({"time": [(0, 4.0)]}, axis, (16,)).tolist() == [True] * 5  # the last cell is cut off: what is there
+    assert bool(cells_known({}, FILM, (17, 32, 48)).all())
+    box = cells_known({"width": [(8, 24)], "height": [(0, 31)]}, FILM, (17, 32, 48))
+    assert box.shape == CELLS["film"] and torch.equal(
+        box.nonzero()[:, 1:].unique(dim=0), torch.tensor([[i, j] for i in range(3) for j in (1, 2)])
+    )
+    with pytest.raises(ValueError, match="wanted"):
+        cells_known({"freq": [(0, 1)]}, FILM, (17, 32, 48))
+
+
+def times(mask):
+    """A mask that is constant along everything but time, as a line."""
+    flat = mask.flatten(1)
+    assert torch.equal(flat, flat[:, :1].expand_as(flat))
+    return flat[:, 0]
+
+
+@pytest.mark.parametrize("position", range(6))
+def test_masks_agree_in_seconds(position):
+    prefix = Prefix(low=0.2, high=0.8).draw(KEY, position, CELLS, AXES)
+    assert prefix["film"].shape == CELLS["film"] and prefix["sound"].shape == CELLS["sound"]
+    ends = {s: END[s][times(m)].max().item() if times(m).any() else 0.0 for s, m in prefix.items()}
+    nexts = {s: END[s][~times(m)].min().item() for s, m in prefix.items()}
+    assert max(ends.values()) < min(nexts.values()) and ends["sound"] > 0  # one cut, in seconds, between both
+    assert all(bool((times(m)[1:] <= times(m)[:-1]).all()) for m in prefix.values())
+    suffix = Suffix(low=0.2, high=0.8).draw(KEY, position, CELLS, AXES)
+    assert all(bool((times(m)[1:] >= times(m)[:-1]).all()) for m in suffix.values()) and bool(times(suffix["sound"])[-2])
+    outside = times(Span(low=0.3, high=0.5).draw(KEY, position, CELLS, AXES)["sound"])
+    inside = times(Span(low=0.3, high=0.5, inside=True).draw(KEY, position, CELLS, AXES)["sound"])
+    assert not bool((outside & inside).any()) and 5 <= int((~outside).sum()) <= 13
+    assert int((~outside).sum()) - int(inside.sum()) in (0, 1, 2)  # cells that the span cuts are unknown both ways
+
+
+def test_boxes_and_whole_and_first():
+    box = Box(("height", "width"), 0.5, 0.5, inside=True).draw(KEY, 0, CELLS, AXES)
+    assert not bool(box["sound"].any()) and bool((box["film"] == box["film"][:1]).all())
+    plane = box["film"][0]
+    rows, columns = plane.any(1), plane.any(0)
+    assert torch.equal(plane, rows[:, None] & columns[None]) and 1 <= int(rows.sum()) <= 2 and 2 <= int(columns.sum()) <= 3
+    hole = Box(("height", "width"), 0.5, 0.5).draw(KEY, 0, CELLS, AXES)
+    assert not bool((hole["film"] & box["film"]).any()) and not bool(hole["sound"].any())
+    only = Box(("time", "freq"), 0.4, 0.6, streams=("sound",)).draw(KEY, 1, CELLS, AXES)
+    assert bool(only["sound"].any()) and not bool(only["film"].any())
+    whole = Whole("film").draw(KEY, 0, CELLS, AXES)
+    assert bool(whole["film"].all()) and not bool(whole["sound"].any())
+    first = First(streams=("film",)).draw(KEY, 0, CELLS, AXES)
+    assert times(first["film"]).tolist() == [True, False, False, False, False] and not bool(first["sound"].any())
+    assert not any(bool(m.any()) for m in Nothing().draw(KEY, 0, CELLS, AXES).values())
+    with pytest.raises(ValueError, match="choose from"):
+        Whole("text").draw(KEY, 0, CELLS, AXES)
+
+
+MIXTURE = KnownMixture([(0.3, Prefix()), (0.2, Whole("film")), (0.1, Box())], {"sound": 0.3, "film": 0.2})
+
+
+def test_mixture_is_keyed_and_knows_no_batch():
+    positions = torch.arange(100, 124)
+    drawn = MIXTURE(KEY, positions, CELLS, AXES)
+    assert drawn.known["film"].shape == (24, *CELLS["film"]) and drawn.absent["sound"].shape == (24,)
+    for rows in (range(24), range(23, -1, -1)):
+        single = [MIXTURE(KEY, positions[i : i + 1], CELLS, AXES) for i in rows]
+        for s in CELLS:
+            assert torch.equal(torch.cat([d.known[s] for d in single]), drawn.known[s][list(rows)])
+            assert torch.equal(torch.cat([d.absent[s] for d in single]), drawn.absent[s][list(rows)])
+    other = MIXTURE((8, "known", 3), positions, CELLS, AXES)
+    assert not torch.equal(other.known["film"], drawn.known["film"])
+
+
+def test_mixture_has_its_probabilities_and_leaves_something_to_do():
+    drawn = MIXTURE(KEY, range(1200), CELLS, AXES)
+    known, absent = drawn.known, drawn.absent
+    whole = known["film"].flatten(1).all(1)
+    assert abs(float(whole.float().mean()) - 0.2) < 0.04
+    nothing = ~known["film"].flatten(1).any(1) & ~known["sound"].flatten(1).any(1)
+    assert abs(float(nothing.float().mean()) - 0.4) < 0.06  # the rest, and a few prefixes shorter than a cell
+    assert abs(float(absent["film"][nothing].float().mean()) - 0.2) < 0.04
+    assert abs(float(absent["sound"][nothing].float().mean()) - 0.3 * 0.8) < 0.05  # not where the film is absent already
+    assert not bool((absent["sound"] & absent["film"]).any()) and not bool((absent["sound"] & whole).any())
+    assert not bool((absent["sound"][:, None, None] & known["sound"]).any())
+
+
+def test_wrong_mixtures_say_what_was_wanted():
+    for build in (
+        lambda: KnownMixture([(0.7, Nothing()), (0.5, Prefix())]),
+        lambda: KnownMixture([(-0.1, Nothing())]),
+        lambda: KnownMixture([], {"sound": 2.0}),
+        lambda: KnownMixture([], {"other": 0.5})(KEY, [0], CELLS, AXES),
+        lambda: Prefix(low=0.8, high=0.2),
+    ):
+        with pytest.raises(ValueError, match="wanted"):
+            build()
