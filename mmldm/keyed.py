@@ -1,4 +1,4 @@
-"""Randomness as a function: numbers keyed by (seed, purpose, step, position), equal to the bit for any batch size, worker or device."""
+"""Randomness as a function of (seed, purpose, step, position): equal to the bit for any batch size, worker and device."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class Model(nn.Module):
         return self.codecs[stream].latent_shape(media_shape)
 
     def valid_cells(self, stream: str, extent: Tensor | None, z: Tensor) -> Tensor | None:
-        """Cells (B, *L) of z that hold media, from the real media samples per axis (B, axes of S); None where every cell does."""
+        """Cells (B, *L) of z that hold media, from the real media samples per axis (B, axes of S); None if all do."""
         if extent is None:
             return None
         codec, cells = self.codecs[stream], z.shape[2:]

@@ -86,7 +86,7 @@ class Pipeline:
         solver: Mapping[str, Any] | Solver | None = None,
         grid: Mapping[str, Any] | Grid | None = None,
     ) -> Sampler:
-        """The model's own sampler with what is given replaced; nodes are yaml of conf/diffusion, objects are taken as they are."""
+        """The model's own sampler with what is given replaced: nodes of conf/diffusion, or objects as they are."""
         own = self.spec["sampler"]
         node = own["guidance"] or {}
         if isinstance(guidance, int | float):
@@ -119,8 +119,8 @@ class Pipeline:
     ) -> list[Sample]:
         """`n` samples per prompt; sample i depends on (seed, i) alone, whatever the batch size.
 
-        `prompts`: one text, several, or a dict of fields (key of a condition -> values) of equal length. `negative` is a text to
-        steer away from instead of nothing. `progress(done, total)` counts network steps of samples.
+        `prompts`: one text, several, or a dict of fields (key of a condition -> values) of equal length. `negative` is a
+        text to steer away from instead of nothing. `progress(done, total)` counts network steps of samples.
         """
         fields = {key: [v for v in values for _ in range(n)] for key, values in as_fields(prompts).items()}
         count, medias, known = len(next(iter(fields.values()))), self.medias(seconds, size), known or {}

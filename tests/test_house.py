@@ -16,14 +16,15 @@ TOOLS = {p.relative_to(ROOT).as_posix(): p.read_text(encoding="utf-8") for p in 
 
 # ---------------------------------------------------------------- who may import whom
 
-GROUND = {"interfaces", "keyed"}
+GROUND = {"interfaces", "keyed", "records"}
 MATHS = {"diffusion", "nn", "media"}
 BODIES = {"codec", "conditioner", "denoiser"}
 USERS = {"data", "training", "evaluation"}
 TOP = {"config", "pipeline", "store", "targets", "trained"}
 LAYERS = {
-    "interfaces": set(),
+    "interfaces": {"records"},
     "keyed": set(),
+    "records": set(),
     **{name: GROUND for name in MATHS},
     "model": GROUND | {"diffusion"},
     "testing": GROUND | {"model"},
@@ -33,12 +34,20 @@ LAYERS = {
     "commands": GROUND | MATHS | {"model", "testing"} | BODIES | USERS | TOP,
     "__init__": {"pipeline"},
 }
-CORE = ("mmldm/interfaces.py", "mmldm/model.py", "mmldm/diffusion/", "mmldm/nn/", "mmldm/denoiser/", "mmldm/training/")
+CORE = (
+    "mmldm/interfaces.py",
+    "mmldm/records.py",
+    "mmldm/model.py",
+    "mmldm/diffusion/",
+    "mmldm/nn/",
+    "mmldm/denoiser/",
+    "mmldm/training/",
+)
 MODALITIES = {"audio", "video", "image", "mel"}
 
 
 def place(path: str) -> str:
-    """mmldm/codec/mel.py -> codec; mmldm/testing_codec.py -> testing."""
+    """mmldm/codec/mel.py -> codec; mmldm/testing/codec.py -> testing."""
     name = path.split("/")[1].removesuffix(".py")
     return "testing" if name.startswith("testing") else name
 
@@ -241,7 +250,7 @@ CAUGHT = [
     (layers, "mmldm/nn/a.py", "from ..codec import mel"),
     (layers, "mmldm/codec/a.py", "import mmldm.denoiser.dit"),
     (layers, "mmldm/model.py", "def f():\n    from mmldm.nn import x"),
-    (layers, "mmldm/testing_codec.py", "from mmldm.codec import x"),
+    (layers, "mmldm/testing/codec.py", "from mmldm.codec import x"),
     (layers, "mmldm/unknown.py", ""),
     (outside_packages, "mmldm/pipeline.py", "import omegaconf"),
     (outside_packages, "mmldm/codec/a.py", "from PIL import Image"),

@@ -66,12 +66,12 @@ def test_a_picture_looks_the_same_at_every_size():
     for index in range(20):
         small, large = (world.load(index, "image", media((3, n, n))).x for n in (32, 128))
         shrunk = torch.nn.functional.avg_pool2d(large[None], 4)[0]
-        assert (small - shrunk).abs().mean() < 0.01 and (small - shrunk).abs().max() < 0.5
+        assert (small - shrunk).abs().mean() < 0.004
 
 
 def test_a_sound_is_the_same_at_every_rate():
     world = World("audio", 60)
-    tones = [i for i in range(60) if world.attributes(i)["timbre"] in ("sine", "square", "string")]
+    tones = [i for i in range(60) if world.attributes(i)["timbre"] in ("sine", "string")]  # all partials fit
     for index in tones:
         low, high = (world.load(index, "audio", media((1, rate), rate)).x[0] for rate in (32000, 64000))
         assert torch.nn.functional.cosine_similarity(low, high[::2], 0) > 0.999
@@ -102,7 +102,7 @@ def test_a_fifth_of_the_combinations_is_held_out(kind):
         counts = Counter(item for row in part for item in row)
         for name in KINDS[kind]:
             shares = [counts[name, value] * len(VOCABULARY[name]) / len(part) for value in VOCABULARY[name]]
-            assert min(shares) > (0.85 if part is train else 0.3)
+            assert min(shares) > (0.85 if part is train else 0.5)
     world = World(kind, len(train), "train", seed=9)
     assert freeze(world.attributes(i) for i in range(len(train))) == train  # each once before any comes again
     assert freeze(a for _, a in world.prompts(len(held), "heldout", 0)) == held
@@ -137,9 +137,10 @@ def test_a_ball_is_on_the_floor_when_it_sounds():
         sound = world.load(index, "audio", AUDIO).x[0]
         first = float((sound.abs() > 0.02).nonzero()[0, 0]) / 16000
         frames = world.load(index, "video", media((3, 121, 64, 64), 100.0)).x
-        change = (frames - frames[:, :, :1, :1]).abs().sum(0)[:, : int(64 * 0.85)] > 0.6
-        bottom = torch.stack([rows.any(1).nonzero().max() for rows in change])
-        assert abs(int(bottom[: round(first * 100) + 8].argmax()) - first * 100) <= 8
+        ball = (frames - frames.median(1, keepdim=True).values).abs().sum(0)[:, :54] > 0.6  # above the floor's edge
+        low = torch.stack([rows.any(1).nonzero().max() for rows in ball])
+        at = round(first * 100)
+        assert low[max(0, at - 3) : at + 4].max() >= low.max() - 1 and low[at + 10] < low.max() - 3
 
 
 @pytest.mark.parametrize("call, said", [

@@ -18,8 +18,8 @@ __all__ = ["AudioCodec"]
 class AudioCodec(ConvCodec):
     """Sound (B, C, T) <-> latents (B, D, time, freq), causal over mel frames; `strides` are (frames, bins) by level.
 
-    Features are log-mels (B, C, frames, bins) of about [-1, 1]. A mel frame sees (n_fft - hop)/2 samples past its own end: that is
-    the look-ahead. The way back to a waveform is the vocoder's, and no inverse of the front.
+    Features are log-mels (B, C, frames, bins) of about [-1, 1]. A mel frame sees (n_fft - hop)/2 samples past its own end: the
+    look-ahead. The way back to a waveform is the vocoder's, and no inverse of the front.
     """
 
     def __init__(
@@ -56,7 +56,13 @@ class AudioCodec(ConvCodec):
             head_channels=regulariser.heads * latent_channels,
         )
         super().__init__(
-            media, body, ("time", "freq"), (1.0 / mel.rate, 1.0), (mel.hop, 1), regulariser, lookahead=(mel.n_fft - mel.hop) // 2
+            media,
+            body,
+            ("time", "freq"),
+            (1.0 / mel.rate, 1.0),
+            (mel.hop, 1),
+            regulariser,
+            lookahead=(mel.n_fft - mel.hop) // 2,
         )
         self.mel, self.vocoder = mel, vocoder
 

@@ -36,13 +36,14 @@ class ConvVAE(nn.Module):
         decoder_width: int | None = None,
         decoder_blocks: int | None = None,
         kernel: int | Sequence[int] = 3,
+        second_kernel: int | Sequence[int] | None = None,
         causal_axis: int | None = None,
         lone_first: bool = False,
         head_channels: int | None = None,
     ):
         super().__init__()
-        if len(multipliers) != len(strides) or not strides:
-            raise ValueError(f"wanted one multiplier per level of strides, got {tuple(multipliers)} for {tuple(strides)}")
+        if not strides or len(multipliers) != len(strides):
+            raise ValueError(f"wanted one multiplier per level of strides, got {multipliers} for {strides}")
         if lone_first and causal_axis is None:
             raise ValueError("wanted a causal_axis with lone_first=True, got None")
         steps = [per_axis(stride, rank, "stride") for stride in strides]
@@ -51,13 +52,14 @@ class ConvVAE(nn.Module):
         self.lone_axis = causal_axis if lone_first else None
         self.strides = tuple(prod(step[a] for step in steps) for a in range(rank))
         along = {"causal_axis": causal_axis}
+        kernels = (kernel, kernel if second_kernel is None else second_kernel)
         resampled = {**along, "lone_axis": self.lone_axis}
 
         widths = [width * m for m in multipliers]
         layers: list[nn.Module] = []
         for level, (before, after, step) in enumerate(zip([in_channels, *widths], widths, steps, strict=False)):
             layers.append(Downsample(rank, before, after, step, kernel if level == 0 else 1, **resampled))
-            layers += [ResBlock(rank, after, kernel, **along) for _ in range(blocks)]
+            layers += [ResBlock(rank, after, *kernels, **along) for _ in range(blocks)]
         self.encoder = nn.Sequential(*layers)
         self.to_latent = Conv(rank, widths[-1], self.head_channels, 1)
 
@@ -65,7 +67,7 @@ class ConvVAE(nn.Module):
         self.from_latent = Conv(rank, latent_channels, widths[-1], kernel, **along)
         layers = []
         for level in reversed(range(len(steps))):
-            layers += [ResBlock(rank, widths[level], kernel, **along) for _ in range(decoder_blocks or blocks)]
+            layers += [ResBlock(rank, widths[level], *kernels, **along) for _ in range(decoder_blocks or blocks)]
             if level > 0:
                 layers.append(Upsample(rank, widths[level], widths[level - 1], steps[level], 1, **resampled))
         layers.append(Upsample(rank, widths[0], in_channels, steps[0], kernel, **resampled))

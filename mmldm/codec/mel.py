@@ -15,10 +15,11 @@ _FLOOR = 1e-5
 
 
 class LogMel(nn.Module):
-    """Waveform (B, C, T) -> log-mel (B, C, frames, bins) of about [-1, 1]; frames = T/hop, a part of a hop completed by silence.
+    """Waveform (B, C, T) -> log-mel (B, C, frames, bins) of about [-1, 1]; frames = T/hop, the last hop completed by silence.
 
-    Hann window of n_fft, magnitude, Slaney filters, natural logarithm clamped at 1e-5, reflected (n_fft - hop)/2 samples at each
-    end instead of centring (HiFi-GAN's front end, arXiv 2010.05646); then the fixed affine that takes [low, high] to [-1, 1].
+    Hann window of n_fft, magnitude, Slaney filters, natural logarithm clamped at 1e-5, (n_fft - hop)/2 samples reflected at
+    each end instead of centring (HiFi-GAN's front end, arXiv 2010.05646); then the fixed affine that takes [low, high] to
+    [-1, 1].
     """
 
     def __init__(

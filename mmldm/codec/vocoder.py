@@ -16,9 +16,10 @@ __all__ = ["GriffinLim"]
 class GriffinLim(nn.Module):
     """Features (B, C, frames, bins) -> waveform (B, C, frames·hop) without training: fast Griffin-Lim on inverted mels.
 
-    Linear magnitudes are the non-negative least-squares solution of `inversion` multiplicative updates (Lee and Seung 2001) from the
-    filters' pseudo-inverse; phases by Perraudin et al. 2013 with `momentum`. Every item starts from the same phases, keyed by `seed`:
-    the result is a function of its features alone. It needs the whole signal: no chunk equals a part of the whole.
+    Linear magnitudes are the non-negative least-squares solution of `inversion` multiplicative updates (Lee and Seung 2001)
+    from the filters' pseudo-inverse; phases by Perraudin et al. 2013 with `momentum`. Every item starts from the same
+    phases, keyed by `seed`: the result is a function of its features alone. It needs the whole signal: no chunk equals a
+    part of the whole.
     """
 
     def __init__(self, mel: LogMel, iterations: int = 32, momentum: float = 0.99, inversion: int = 30, seed: int = 0):
@@ -31,7 +32,9 @@ class GriffinLim(nn.Module):
     @torch.no_grad()
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            magnitudes = self.linear(self.mel.unscaled(features.to(torch.promote_types(features.dtype, torch.float32)))).flatten(0, 1)
+            magnitudes = self.linear(
+                self.mel.unscaled(features.to(torch.promote_types(features.dtype, torch.float32)))
+            ).flatten(0, 1)
             return self._phases(magnitudes).unflatten(0, features.shape[:2])
 
     def linear(self, mel: Tensor) -> Tensor:
@@ -58,7 +61,9 @@ class GriffinLim(nn.Module):
 
     def _forward(self, waveform: Tensor) -> Tensor:
         mel = self.mel
-        return torch.stft(waveform, mel.n_fft, mel.hop, window=mel.window.to(waveform), center=False, return_complex=True).transpose(1, 2)
+        return torch.stft(
+            waveform, mel.n_fft, mel.hop, window=mel.window.to(waveform), center=False, return_complex=True
+        ).transpose(1, 2)
 
     def _inverse(self, spectrum: Tensor) -> Tensor:
         """Overlap-add divided by the window's envelope: the least-squares inverse, defined at the edges too."""

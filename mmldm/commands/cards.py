@@ -85,7 +85,7 @@ def card(job: Job, facts: dict[str, Any]) -> str:
         "",
         "## Limits",
         "",
-        "What it makes follows its training data, faults and biases included; say so where you show it, and mark what is made as made.",
+        "What it makes follows its training data, faults and biases included; mark what is made as made.",
         "",
     ]
     return "\n".join(lines)

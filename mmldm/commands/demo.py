@@ -10,7 +10,7 @@ from pathlib import Path
 HELP = "train and generate images, audio and video on the built-in data, and write a page"
 MODALITIES = ("image", "audio", "video")
 # shares of the time budget: training of the codec, training of the diffusion model
-SHARES = {"image": (0.05, 0.16), "audio": (0.08, 0.22), "video": (0.12, 0.37)}
+SHARES = {"image": (0.06, 0.14), "audio": (0.08, 0.20), "video": (0.15, 0.37)}
 RESERVE = {"image": 9.0, "audio": 14.0, "video": 18.0}  # seconds for encoding, generating and measuring
 
 

@@ -39,7 +39,7 @@ def evaluate(path: str | Path, cfg: DictConfig, trust: tuple[str, ...] = ()) -> 
         pipeline = Pipeline.load(path, trust)
         source = sized_source(cfg, pipeline.medias(cfg.data.seconds, cfg.data.size))
         report["loss"] = losses(
-            pipeline.model, source, pipeline.medias(cfg.data.seconds, cfg.data.size), cfg.items, cfg.batch_size
+            pipeline.model, source, pipeline.medias(cfg.data.seconds, cfg.data.size), cfg.count, cfg.batch_size
         )
         if isinstance(source, World):
             for split in ("train", "heldout"):
@@ -79,7 +79,7 @@ def reconstruction(
     codec.media = media = trained.sized(codec.media, cfg.data.seconds, cfg.data.size)
     source, sums, count = sized_source(cfg, {stream: media}), {}, 0
     with torch.no_grad():
-        for batch in batches(source, {stream: media}, {}, cfg.items, cfg.batch_size):
+        for batch in batches(source, {stream: media}, {}, cfg.count, cfg.batch_size):
             x = batch.media[stream]
             y = codec.decode(codec.encode(x).mean, x.shape[1:])
             if not count:

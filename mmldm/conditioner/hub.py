@@ -27,6 +27,18 @@ def _transformers() -> Any:
     return transformers
 
 
+def _tower(transformers: Any, model_type: str) -> Any:
+    """The class of the text tower; names the root of the trouble where an installed package does not fit the others."""
+    name = TOWERS.get(model_type, "AutoModel")
+    try:
+        return getattr(transformers, name)
+    except ImportError as error:
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        raise ImportError(f"transformers cannot load {name}: {root}") from error
+
+
 class HubTokens(Reader):
     """A text -> its token ids, at most `max_tokens`; the tokenizer is loaded where it is first used."""
 
@@ -75,8 +87,12 @@ class HubTextConditioner(Conditioner):
         super().__init__()
         transformers = _transformers()
         config = transformers.AutoConfig.from_pretrained(name_or_path)
-        tower = getattr(transformers, TOWERS.get(config.model_type, "AutoModel"))
-        self.encoder = tower.from_pretrained(name_or_path, dtype=torch.float32).eval().requires_grad_(False)
+        self.encoder = (
+            _tower(transformers, config.model_type)
+            .from_pretrained(name_or_path, dtype=torch.float32)
+            .eval()
+            .requires_grad_(False)
+        )
         text = getattr(self.encoder.config, "text_config", None) or self.encoder.config
         limit = getattr(text, "max_position_embeddings", None)
         if limit is not None:  # RoBERTa counts positions from behind its padding token

@@ -117,7 +117,7 @@ class DiT(Denoiser):
         return self._outputs(normalise(x) * (1 + scale) + shift, noisy, segments)
 
     def _modulation(self, noisy: dict[str, Noisy], runs: Sequence[Segment], vector: Tensor | None) -> Tensor:
-        """Shifts, scales and gates (B, K, 8·W): of each stream's level and, where cells are known, of each stream at level 0."""
+        """Shifts, scales and gates (B, K, 8·W): of each stream's level and, where cells are known, of level 0."""
         levels, kind = torch.stack([noisy[s].level for s in self.streams], 1), self.kind
         if any(run.known is not None for run in runs):
             levels, kind = torch.cat([levels, torch.zeros_like(levels)], 1), torch.cat([kind, kind])
@@ -177,7 +177,8 @@ def _levels(segments: Mapping[str, Sequence[Segment]], count: int, dtype: torch.
             own = torch.full((1, run.tokens.shape[1]), stream, device=run.tokens.device)
             rows.append(own if run.known is None else torch.where(run.known, stream + len(segments), stream))
     batch = max(len(row) for row in rows)
-    return F.one_hot(torch.cat([row.expand(batch, -1) for row in rows], 1), count).to(dtype)
+    level = torch.cat([row.expand(batch, -1) for row in rows], 1)
+    return (level[..., None] == torch.arange(count, device=level.device)).to(dtype)
 
 
 def _seen(runs: Sequence[Segment]) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Measure what is in pictures, videos and sounds of one object or tone from the media tensors alone, without a learned network."""
+"""Measure what is in pictures, videos and sounds of one object or tone: from media tensors alone, without a learned network."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """What can be measured of one tone, or of a row of strikes, without any learned network.
 
 Every frame of the magnitude spectrum, on a logarithmic frequency axis, is compared with what each timbre looks like at each
-pitch; the straight line of pitch over time that collects most likeness gives timbre, pitch and glide at once. Phases are never used.
+pitch; the straight line of pitch over time that collects most likeness gives timbre, pitch and glide at once. Phases are
+never used.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ COMPRESSION = 0.6  # power of the magnitudes
 class SoundProbe:
     """Timbre, pitch and contour of a tone, and the times at which sounds begin, by the vocabulary's numbers.
 
-    `vocabulary` holds `pitch` (Hz), `timbre` (`partials` as ratio and amplitude; or `spread` in octaves and `floor` of a band of
-    noise) and `contour` (`glide` in semitones per clip, or `rate` of pulses per second).
+    `vocabulary` holds `pitch` (Hz), `timbre` (`partials` as ratio and amplitude; or `spread` in octaves and `floor` of a
+    band of noise) and `contour` (`glide` in semitones per clip, or `rate` of pulses per second).
     """
 
     def __init__(self, vocabulary: Mapping[str, Mapping]):
@@ -154,9 +155,9 @@ def _bins(rate: float) -> int:
 
 def _spectrum(wave: Tensor, rate: float) -> Tensor:
     """Magnitudes (bins, F)."""
-    window, size = round(rate * WINDOW), _size(rate)
-    return torch.stft(wave, size, max(round(rate * HOP), len(wave) // FRAMES), window, torch.hann_window(window), center=True, pad_mode="constant",
-                      return_complex=True)[: _bins(rate)].abs()  # fmt: skip
+    window, hop = torch.hann_window(round(rate * WINDOW)), max(round(rate * HOP), len(wave) // FRAMES)
+    spectrum = torch.stft(wave, _size(rate), hop, len(window), window, pad_mode="constant", return_complex=True)
+    return spectrum[: _bins(rate)].abs()
 
 
 def _loudness(wave: Tensor, rate: float, window: float, step: int) -> Tensor:

@@ -48,6 +48,8 @@ class Conv(nn.Module):
         self.past = 0 if causal_axis is None else kernels[causal_axis] - 1
         padding = tuple(0 if self.dim == 2 + a else k // 2 for a, k in enumerate(kernels))
         self.conv = _CONVS[rank](in_channels, out_channels, kernels, padding=padding)
+        nn.init.normal_(self.conv.weight, std=(in_channels * prod(kernels)) ** -0.5)
+        nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor, left: Tensor | None = None) -> Tensor:
         """(B, C, *S) -> (B, out, *S)."""
@@ -75,15 +77,24 @@ class PixelNorm(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """x + conv(silu(conv(norm(x)))): the trunk itself stays linear, so that amplitudes pass; zero at initialisation."""
+    """x + conv(silu(conv(norm(x)))): the trunk itself stays linear, so that amplitudes pass; zero at initialisation.
 
-    def __init__(self, rank: int, channels: int, kernel: int | Sequence[int] = 3, causal_axis: int | None = None):
+    The two convolutions may have different kernels: (1, 3, 3) and (3, 1, 1) are the factorised form of (3, 3, 3).
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        channels: int,
+        kernel: int | Sequence[int] = 3,
+        second_kernel: int | Sequence[int] = 3,
+        causal_axis: int | None = None,
+    ):
         super().__init__()
         self.norm = PixelNorm()
         self.conv_in = Conv(rank, channels, channels, kernel, causal_axis)
-        self.conv_out = Conv(rank, channels, channels, kernel, causal_axis)
+        self.conv_out = Conv(rank, channels, channels, second_kernel, causal_axis)
         nn.init.zeros_(self.conv_out.conv.weight)
-        nn.init.zeros_(self.conv_out.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv_out(F.silu(self.conv_in(self.norm(x))))

@@ -1,4 +1,4 @@
-"""Training of the diffusion model: noise the whitened latents of every stream, predict, weigh, reduce over unknown valid cells."""
+"""Training of the diffusion model: noise the whitened latents of every stream, predict, weigh, reduce over unknown cells."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ __all__ = ["EMA", "power_exponent"]
 
 
 def power_exponent(std: float) -> float:
-    """The gamma of a power-function average whose profile has relative standard deviation `std` (EDM2, arXiv 2312.02696, eq. 123)."""
+    """The gamma of a power-function average of relative standard deviation `std` (EDM2, arXiv 2312.02696, eq. 123)."""
     if not 0.0 < std < 0.289:
         raise ValueError(f"wanted a relative standard deviation in (0, 0.289), got {std}; choose for example 0.05 or 0.10")
     low, high = 0.0, 1e4

@@ -35,7 +35,7 @@ def check_codec(codec: Codec, media_shape: Sequence[int] | None = None, toleranc
     Returns every check; raises AssertionError that lists all that failed. Algebra is checked in float64 to `tolerance`.
     """
     shape = tuple(codec.media.shape if media_shape is None else media_shape)
-    lab = _Lab(copy.deepcopy(codec).eval(), copy.deepcopy(codec).eval().double(), shape, tolerance)
+    lab = _Lab(codec, copy.deepcopy(codec).eval(), copy.deepcopy(codec).eval().double(), shape, tolerance)
     results = [_outcome(law, lab) for law in _LAWS if law.applies(lab)]
     failed = [str(check) for check in results if not check.passed]
     if failed:
@@ -43,11 +43,9 @@ def check_codec(codec: Codec, media_shape: Sequence[int] | None = None, toleranc
     return results
 
 
-# ---------------------------------------------------------------- the laboratory
-
-
 @dataclass(frozen=True)
 class _Lab:
+    source: Codec  # as it came, never run
     codec: Codec
     exact: Codec  # the same in float64
     shape: tuple[int, ...]
@@ -187,8 +185,8 @@ def _causal(lab: _Lab) -> str | None:
     for cells, seen in lab.ends():
         later = x.narrow(lab.dim, seen, x.shape[lab.dim] - seen)
         changed = torch.cat([x.narrow(lab.dim, 0, seen), -later.flip(lab.dim)], lab.dim)
-        found = lab.near(lab.exact.encode(changed).mean.narrow(2 + lab.time, 0, cells), whole.narrow(2 + lab.time, 0, cells))
-        if found:
+        begin = lab.exact.encode(changed).mean.narrow(2 + lab.time, 0, cells)
+        if found := lab.near(begin, whole.narrow(2 + lab.time, 0, cells)):
             return f"media after sample {seen} changes the first {cells} latents: {found}"
     return None
 
@@ -200,10 +198,9 @@ def _prefix(lab: _Lab) -> str | None:
     for cells, seen in lab.ends():
         extra = 2 * lab.exact.lookahead  # the end of a shorter clip is no prefix: what touches it may differ
         if seen + extra >= x.shape[lab.dim]:
-            continue
+            break
         begin = lab.exact.encode(x.narrow(lab.dim, 0, seen + extra)).mean
-        found = lab.near(begin.narrow(2 + lab.time, 0, cells), whole.narrow(2 + lab.time, 0, cells))
-        if found:
+        if found := lab.near(begin.narrow(2 + lab.time, 0, cells), whole.narrow(2 + lab.time, 0, cells)):
             return f"the first {seen + extra} media samples alone give other first {cells} latents: {found}"
     return None
 
@@ -218,24 +215,21 @@ def _first_alone(lab: _Lab) -> str | None:
 @torch.no_grad()
 def _deterministic(lab: _Lab) -> str | None:
     x = lab.media(lab.shape, dtype=torch.float32)
-    first, second = lab.codec.encode(x), lab.codec.encode(x)
-    if not torch.equal(first.mean, second.mean):
+    first, second = lab.codec.encode(x).mean, lab.codec.encode(x).mean
+    if not torch.equal(first, second):
         return "encoding twice gives two means"
-    if not torch.equal(lab.codec.decode(first.mean, lab.shape), lab.codec.decode(first.mean, lab.shape)):
-        return "decoding twice gives two results"
-    return None
+    once, again = lab.codec.decode(first, lab.shape), lab.codec.decode(first, lab.shape)
+    return None if torch.equal(once, again) else "decoding twice gives two results"
 
 
 @torch.no_grad()
 def _batch_independent(lab: _Lab) -> str | None:
     x = lab.media(lab.shape, batch=3)
     together = lab.exact.encode(x).mean
-    found = lab.near(torch.cat([lab.exact.encode(row[None]).mean for row in x]), together)
-    if found:
+    if found := lab.near(torch.cat([lab.exact.encode(row[None]).mean for row in x]), together):
         return f"encode: {found}"
     decoded = torch.cat([lab.exact.decode_features(row[None]) for row in together])
-    found = lab.near(decoded, lab.exact.decode_features(together))
-    return f"decode_features: {found}" if found else None
+    return (found := lab.near(decoded, lab.exact.decode_features(together))) and f"decode_features: {found}"
 
 
 @torch.no_grad()
@@ -246,22 +240,21 @@ def _low_precision(lab: _Lab) -> str | None:
         y = lab.codec.decode(z, lab.shape)
     if not bool(z.isfinite().all() and y.isfinite().all()):
         return "not finite under bfloat16 autocast"
-    found = lab.near(z.float(), lab.codec.encode(x).mean, 0.1)
-    return f"latents under bfloat16 autocast: {found}" if found else None
+    return (found := lab.near(z.float(), lab.codec.encode(x).mean, 0.1)) and f"latents under bfloat16 autocast: {found}"
 
 
 @torch.no_grad()
 def _saved(lab: _Lab) -> str | None:
-    loaded = copy.deepcopy(lab.codec)
+    loaded, x = copy.deepcopy(lab.source).eval(), lab.media(lab.shape, dtype=torch.float32)
     for tensor in loaded.state_dict().values():
         if tensor.is_floating_point():
             tensor.add_(1)
+    loaded.decode(loaded.encode(x).mean)  # whatever it derives from its weights, it has derived from the wrong ones
     state = {name: tensor.detach().clone().contiguous() for name, tensor in lab.codec.state_dict().items()}
     loaded.load_state_dict(state, strict=True)
-    x = lab.media(lab.shape, dtype=torch.float32)
     if not torch.equal(lab.codec.encode(x).mean, loaded.encode(x).mean):
         return "the loaded codec encodes otherwise"
-    z = lab.codec.encode(x).mean
+    z = loaded.encode(x).mean
     return None if torch.equal(lab.codec.decode(z), loaded.decode(z)) else "the loaded codec decodes otherwise"
 
 
@@ -283,6 +276,14 @@ def _is_timed(lab: _Lab) -> bool:
     return lab.time is not None and lab.codec.lookahead is not None
 
 
+def _is_lone(lab: _Lab) -> bool:
+    return _is_timed(lab) and lab.codec.axes[lab.time].first == 1
+
+
+def _is_trained(lab: _Lab) -> bool:
+    return any(p.requires_grad for p in lab.codec.parameters())
+
+
 _LAWS = (
     _Law("latent_shape is what encode gives", "sampling (noise of a wrong shape)", _latent_shape),
     _Law("every length comes back", "generation and reconstruction of other sizes", _round_trip),
@@ -290,16 +291,10 @@ _LAWS = (
     _Law("axes agree with the latent", "positions, alignment of streams, known cells", _positions),
     _Law("causal to its look-ahead", "extension and known prefixes", _causal, _is_timed),
     _Law("a beginning encodes alike alone", "known prefixes and streaming", _prefix, _is_timed),
-    _Law(
-        "one media sample is the first latent",
-        "a picture as a clip's known beginning",
-        _first_alone,
-        lambda lab: _is_timed(lab) and lab.codec.axes[lab.time].first == 1,
-    ),
+    _Law("one media sample is the first latent", "a picture as a clip's known beginning", _first_alone, _is_lone),
     _Law("the same twice", "reproducible samples and caches", _deterministic),
     _Law("independent of the batch", "equal results for any batch size", _batch_independent),
     _Law("bfloat16 autocast", "training on devices that use it", _low_precision),
     _Law("save and load", "trained-model folders", _saved),
-    _Law("gradient reaches every parameter", "codec training (and several processes)", _trainable, lambda lab: any(
-        p.requires_grad for p in lab.codec.parameters())),
-)  # fmt: skip
+    _Law("gradient reaches every parameter", "codec training (and several processes)", _trainable, _is_trained),
+)

@@ -1,0 +1,179 @@
+"""The whole way on real files, for each modality, by the README's own commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmldm.commands import cli
+from mmldm.media import AudioMedia, VideoMedia, read_metadata, save_audio, save_image
+from tests import real_files
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+QUICK = [
+    "trainer.max_steps=3",
+    "trainer.val_check_interval=3",
+    "data.workers=0",
+    "previews=2",
+    "data.batch_size=4",
+    "whitening_batches=2",
+]
+BODY = ["width=16", "blocks=1"]
+TINY = ["denoiser.width=32", "denoiser.depth=1", "denoiser.heads=2"]
+BAD = ["data.max_bad_fraction=0.5"]
+
+
+def small(words: list[str]) -> list[str]:
+    """A training command made small enough for a test."""
+    experiment = next((w.partition("=")[2] for w in words if w.startswith("experiment=")), "")
+    modality, _, kind = experiment.partition("_")
+    extra = [*QUICK, *BAD]
+    if kind == "codec":
+        extra += [f"codec.{modality}.{item}" for item in BODY]
+        extra += ["data.seconds=1.0"] if modality == "audio" else ["data.size=[32,32]"]
+        extra += ["data.seconds=1.125"] if modality == "video" else []
+    elif kind == "diffusion" or "codec=eeg" in words and "task=codec" not in words:
+        extra += [*TINY, *(["data.validation=2"] if "eeg" not in str(words) else [])]
+    return words + [e for e in extra if not any(w.startswith(e.partition("=")[0] + "=") for w in words if "max_steps" not in w)]
+
+
+def mmldm(line: str) -> None:
+    """Run one command line as the README has it, training made small."""
+    words = shlex.split(line, comments=True)[1:]
+    words = small(words) if words[0] == "train" else words
+    if words[0] in ("encode", "evaluate"):
+        words += ["data.workers=0", *BAD]
+    assert cli.main(words) == 0, line
+
+
+def commands(section: str) -> list[str]:
+    """The `mmldm` lines of a section's code blocks, in order."""
+    text = README.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return [
+        line
+        for block in re.findall(r"```bash\n(.*?)```", text, re.S)
+        for line in block.splitlines()
+        if line.startswith("mmldm ")
+    ]
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """A folder with a user's files and the trained models of every modality."""
+    root = tmp_path_factory.mktemp("house")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        real_files.images(root / "photos")
+        real_files.sounds(root / "sounds")
+        real_files.videos(root / "clips")
+        for line in commands("Train on your own files"):
+            mmldm(line)
+        for modality, folder in (("audio", "sounds"), ("video", "clips")):
+            mmldm(f"mmldm check {folder}")
+            mmldm(f"mmldm train experiment={modality}_codec data.path={folder} run=runs/{modality}-codec")
+            mmldm(f"mmldm encode runs/{modality}-codec data.path={folder} out=runs/{modality}-latents")
+            mmldm(
+                f"mmldm train experiment={modality}_diffusion codec.{modality}=runs/{modality}-codec data.path={folder} "
+                f"data.cache=runs/{modality}-latents run=runs/{modality}"
+            )
+        yield root
+
+
+def test_checking_names_every_broken_file_with_its_reason(house, monkeypatch):
+    monkeypatch.chdir(house)
+    mmldm("mmldm check photos --report photos.json")
+    report = json.loads(Path("photos.json").read_text())
+    assert report["usable"] >= 12 and any("broken.png" in entry["file"] for entry in report["dropped"])
+    assert all(entry["reason"] for entry in report["dropped"])
+
+
+def test_a_folder_of_nothing_but_broken_files_fails(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(real_files.BROKEN)
+    assert cli.main(["check", "bad"]) == 1
+
+
+def test_training_leaves_a_model_and_a_page(house):
+    for run in ("codec", "image", "audio-codec", "audio", "video-codec", "video"):
+        folder = house / "runs" / run
+        assert (folder / "model" / "manifest.json").is_file() and (folder / "index.html").is_file()
+        assert "media/" in (folder / "index.html").read_text()
+    assert (house / "runs" / "image" / "evaluation" / "report.json").is_file()
+
+
+def test_the_readmes_generation_commands(house, monkeypatch):
+    monkeypatch.chdir(house)
+    save_image(torch.zeros(3, 50, 60), "frame.png")
+    save_audio(torch.sin(torch.arange(16000) * 0.3)[None] * 0.4, "start.wav", 16000)
+    for line in commands("Generate"):
+        mmldm(line)
+    files = sorted(Path("samples").glob("*.png"))
+    assert len(files) == 8 + 1  # and the sheet
+    recipe = json.loads(sorted(Path("samples").glob("*.json"))[0].read_text())
+    assert recipe["prompt"] == "a red circle" and recipe["seed"] == 0 and recipe["files"] == [files[0].name]
+    assert read_metadata(files[0])["prompt"] == "a red circle"
+    video = next(Path("from-a-picture").glob("*.mp4"))
+    assert VideoMedia(16, 8.0, 32, 32).load(video).valid[0] == 16
+    sound = next(Path("continued").glob("*.wav"))
+    known = AudioMedia(16000, 1, 0.5)
+    difference = (known.load(sound).x - known.load("start.wav").x).abs().max()
+    assert difference < 1e-4  # what is kept is in the file as it was
+
+
+def test_the_readmes_python(house, monkeypatch, capsys):
+    monkeypatch.chdir(house)
+    block = re.findall(r"```python\n(.*?)```", README.split("\n## Generate\n")[1].split("\n## ")[0], re.S)[0]
+    exec(compile(block, "README", "exec"), {})
+    assert "torch.Size([3, 32, 32])" in capsys.readouterr().out
+
+
+def test_the_same_command_again_continues_nothing_and_changes_nothing(house, monkeypatch):
+    monkeypatch.chdir(house)
+    part = house / "runs" / "image" / "model" / "denoiser.safetensors"
+    before = part.read_bytes()
+    mmldm(next(line for line in commands("Train on your own files") if "run=runs/image" in line and "small" not in line))
+    assert part.read_bytes() == before
+
+
+def test_a_codec_from_outside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = README.split("\n## Bring your own codec\n")[1].split("\n## ")[0]
+    Path("my_lab.py").write_text(re.findall(r"```python\n(.*?)```", text, re.S)[0])
+    Path("lab/codec").mkdir(parents=True)
+    Path("lab/codec/eeg.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, re.S)[0])
+    real_files.recordings(tmp_path / "recordings")
+    for line in commands("Bring your own codec"):
+        mmldm(line)
+    signal = np.load(next(Path("eeg").glob("*.npy")))
+    assert signal.shape == (32, 256) and np.isfinite(signal).all()
+    assert cli.main(["generate", "runs/eeg", "eyes closed", "--out", "refused"]) == 2 and not Path("refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train", "experiment=image_codec", "data.path=x", "optimizer.lrr=1", "run=r"], "optimizer.lr"),
+        (["train", "experiment=imag_codec", "data.path=x", "run=r"], "image_codec"),
+        (["train", "experiment=image_codec", "run=r"], "data.path"),
+        (["train", "experiment=image_codec", "data.path=nowhere", "run=r"], "nowhere"),
+        (["train", "experiment=image_diffusion", "codec.image=nothing", "data.path=x", "run=r"], "nothing"),
+        (["generate", "nothing", "a prompt"], "nothing"),
+        (["generate", "nothing"], "prompt"),
+        (["evaluate", "data.path=x"], "trained model"),
+        (["demo", "smell"], "image, audio, video"),
+        (["trian"], "train"),
+    ],
+)
+def test_a_users_mistake_is_told_in_a_few_lines(words, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert told in error and "Traceback" not in error and len(error.splitlines()) <= 6
