@@ -87,9 +87,14 @@ class Model(nn.Module):
     # -- latents
 
     def encode(self, stream: str, x: Tensor) -> Posterior:
-        """Media (B, C, *S) -> raw posterior of (B, D, *L)."""
-        with torch.no_grad():
+        """Media (B, C, *S) -> raw posterior of (B, D, *L), in full precision: the same inside a training and outside."""
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             return self.codecs[stream].encode(x)
+
+    def encode_fields(self, fields: Mapping[str, object]) -> dict[str, object]:
+        """The frozen part of every condition, in full precision."""
+        with torch.autocast(next(self.denoiser.parameters()).device.type, enabled=False):
+            return self.conditions.encode(fields)
 
     def whiten(self, stream: str, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
         """The whitened latent of a raw posterior: a sample with `noise`, else its mean."""

@@ -34,12 +34,12 @@ class Training(LightningModule):
         self.optimizer_of = optimizer
         self.schedule = schedule or Schedule()
         self.batch_size, self.seed, self.minutes = batch_size, seed, minutes
+        self.base_lr: list[float] = []
         self.spent, self._clock = 0.0, None  # seconds of training, before and since the last start
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.optimizer_of([p for p in self.parameters() if p.requires_grad])
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
+        self.base_lr = [group["lr"] for group in optimizer.param_groups]
         return optimizer
 
     # -- progress
@@ -54,6 +54,8 @@ class Training(LightningModule):
         share = self.global_step / steps if steps and steps > 0 else 0.0
         if self.minutes is not None:
             share = max(share, self.elapsed() / (60.0 * self.minutes))
+            if self.trainer.world_size > 1:  # one clock for all
+                share = self.trainer.strategy.broadcast(share)
         return min(1.0, share)
 
     def on_fit_start(self) -> None:
@@ -64,10 +66,10 @@ class Training(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
         progress = self.progress()
-        for optimizer in self._optimizers():
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * self.schedule(self.global_step, progress)
-        if self.minutes is not None and progress >= 1.0:
+        groups = [group for optimizer in self._optimizers() for group in optimizer.param_groups]
+        for group, lr in zip(groups, self.base_lr, strict=True):
+            group["lr"] = lr * self.schedule(self.global_step, progress)
+        if self.minutes is not None and progress >= 1.0 and batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.trainer.should_stop = True
             return -1
         return None
@@ -90,7 +92,8 @@ class Training(LightningModule):
 
     def log_terms(self, prefix: str, terms: dict[str, Tensor], batch: Batch) -> None:
         """Log scalars of a batch under `prefix/name`."""
-        self.log_dict({f"{prefix}/{name}": value.detach() for name, value in terms.items()}, batch_size=len(batch))
+        values = {f"{prefix}/{name}": value.detach() for name, value in terms.items()}
+        self.log_dict(values, batch_size=len(batch), sync_dist=prefix == "val")
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         frozen = {name for name, p in self.named_parameters() if not p.requires_grad}

@@ -103,22 +103,24 @@ class DiffusionTraining(Training):
     def contexts(
         self, batch: Batch, z: Mapping[str, Tensor], valid: Mapping[str, Tensor | None], t: dict[str, Tensor]
     ) -> tuple[dict[str, Context], dict[str, Tensor]]:
-        """Positions, drawn known cells and padding of every stream; absent streams get t = 1."""
-        known, t = {}, dict(t)
+        """Positions, drawn known cells and padding of every stream; absent streams get t = 1 and no padding, as in sampling."""
+        drawn, t, context = None, dict(t), {}
         if self.known is not None:
             axes = {s: self.model.codecs[s].axes for s in z}
             drawn = self.known(self.key("known", batch), batch.position, {s: tuple(x.shape[2:]) for s, x in z.items()}, axes)
-            known = {s: snap(mask, self.model.denoiser.patches[s]) for s, mask in drawn.known.items() if bool(mask.any())}
-            t = {s: x.masked_fill(drawn.absent[s].to(x.device), 1.0) for s, x in t.items()}
-        context = {}
         for stream, x in z.items():
-            mask = known[stream].to(x.device) if stream in known else None
-            if mask is not None and valid[stream] is not None:
-                mask = mask & valid[stream]
+            cells, mask, there = valid[stream], None, torch.ones(len(x), dtype=torch.bool)
+            if stream in batch.valid:
+                there = (batch.valid[stream] > 0).all(1).cpu()
+                cells = None if cells is None else cells | expand(~there, cells[:, None])[:, 0].to(x.device)
+            if drawn is not None:
+                there = there & ~drawn.absent[stream]
+                if bool(drawn.known[stream].any()):
+                    mask = drawn.known[stream].to(x.device) & expand(there, x)[:, 0].to(x.device)
+                    mask = snap(mask if cells is None else mask & cells, self.model.denoiser.patches[stream])
+            t[stream] = t[stream].masked_fill(~there.to(x.device), 1.0)
             given = None if mask is None else x
-            context[stream] = self.model.context(stream, x.shape[2:], x.device, z=given, known=mask, valid=valid[stream])
-        for stream, extent in batch.valid.items():
-            t[stream] = t[stream].masked_fill((extent == 0).any(1).to(t[stream].device), 1.0)
+            context[stream] = self.model.context(stream, x.shape[2:], x.device, z=given, known=mask, valid=cells)
         return context, t
 
     def losses(
@@ -136,7 +138,7 @@ class DiffusionTraining(Training):
         eps = {s: self.model.noise(s, key, batch.position, x.shape[1:]).to(x) for s, x in z.items()}
         there = {s: x * expand((t[s] < 1).to(x), x) for s, x in z.items()}  # an absent stream is pure noise on every path
         z_t = {s: path.mix(x, eps[s], t[s]) for s, x in there.items()}
-        prepared = self.model.prepare(self.model.conditions(self.model.conditions.encode(batch.fields), keep))
+        prepared = self.model.prepare(self.model.conditions(self.model.encode_fields(batch.fields), keep))
         output = self.model.predict(z_t, t, context, prepared)
         result = {}
         for stream, x in z.items():
@@ -148,15 +150,11 @@ class DiffusionTraining(Training):
 
     def _present(self, batch: Batch, keep: dict[str, Tensor]) -> dict[str, Tensor]:
         names = set(batch.present) | set(keep)
-        return {n: (keep.get(n, True) & batch.present.get(n, torch.tensor(True))).to(self.device) for n in names}
+        both = {n: (batch.present.get(n), keep.get(n)) for n in names}
+        return {n: torch.stack([m.to(self.device) for m in pair if m is not None]).all(0) for n, pair in both.items()}
 
 
 def masked_mean(error: Tensor, context: Context) -> Tensor:
     """Mean of (B, *L) over each sample's unknown valid cells: (B,); 0 where there are none."""
-    use = torch.ones_like(error)
-    if context.known is not None:
-        use = use * ~context.known
-    if context.valid is not None:
-        use = use * context.valid
-    use = use.flatten(1)
-    return (error.flatten(1) * use).sum(1) / use.sum(1).clamp_min(1)
+    use = torch.ones_like(error) if context.free is None else context.free.to(error)
+    return (error * use).flatten(1).sum(1) / use.flatten(1).sum(1).clamp_min(1)
