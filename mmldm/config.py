@@ -13,14 +13,20 @@ from typing import Any
 
 import hydra
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
+from mmldm.settings import strangers
 from mmldm.targets import did_you_mean, faults, is_target, objections, resolve, specs
 
-__all__ = ["CONF_DIR", "ConfigError", "build", "check", "compose", "is_target", "launch", "member", "resolve", "resolved"]
+__all__ = [
+    "CONF_DIR", "ConfigError", "build", "check", "compose", "is_target", "launch", "member", "resolve", "resolved",
+    "run_folder",
+]  # fmt: skip
 
 _HERE = Path(__file__).resolve().parent
 _BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}  # 1.4 has these defaults and no switch
@@ -75,20 +81,38 @@ def launch(task: Callable[[DictConfig], Any], file: str | Path, overrides: Seque
     """Run `task(cfg)` under Hydra (output folder, logging, --multirun, --config-dir) as if `python file *overrides` was called.
 
     Lightning starts its further processes from sys.argv, so `file` must run by itself. Raises ConfigError, and what the
-    task raises.
+    task raises: of several jobs the first error, when all have run.
     """
+    errors: list[Exception] = []
+
+    def job(cfg: DictConfig) -> None:
+        try:
+            task(cfg)
+        except Exception as error:  # raised below: Hydra would announce it with the overrides first
+            errors.append(error)
+
     sys.argv = [str(file), *overrides]
     sys.modules["__main__"].__spec__ = None  # else `python -m` would be started again without its command
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing: errors are told in one place
     try:
-        hydra.main(config_path=str(CONF_DIR), config_name=config_name, **_BASE)(task)()
-    except InstantiationException:
-        raise
+        hydra.main(config_path=str(CONF_DIR), config_name=config_name, **_BASE)(job)()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         folders = [b for a, b in zip(overrides, overrides[1:], strict=False) if a in ("--config-dir", "-cd")]
         folders += [a.partition("=")[2] for a in overrides if a.startswith("--config-dir=")]
         plain = [a for a in overrides if not a.startswith("-") and a not in folders]
         raise _explained(error, plain, config_name, folders) from error
+    if errors:
+        raise errors[0]
+
+
+def run_folder(cfg: DictConfig) -> Path:
+    """Where a run writes: cfg.run; what Hydra chose from it in a job of `launch`; its own numbered folder in a multirun."""
+    if not HydraConfig.initialized():
+        return Path(cfg.run)
+    chosen = HydraConfig.get()
+    if chosen.mode == RunMode.MULTIRUN:
+        return Path(cfg.run) / str(chosen.job.num)
+    return Path(chosen.run.dir)  # Lightning's further processes are told this one
 
 
 # ---------------------------------------------------------------- what went wrong, in one line
@@ -113,6 +137,10 @@ def _explained(error: Exception, overrides: Sequence[str], config_name: str, con
         return ConfigError(f"{at}there is no {found[1]!r}{near}; choose from {', '.join(options) or 'none'}")
     if found := re.search(r"Cannot find primary config '([^']+)'", text):
         return ConfigError(f"there is no {found[1]!r}; choose from {', '.join(_options('', config_dirs))}")
+    if found := re.search(r"Multiple values for (\S+?)\.", text):
+        return ConfigError(f"{found[1]} is chosen already; to choose another write {found[1]}=…, without +")
+    if found := re.search(r"Missing mandatory value: ([\w.]+)", text):
+        return ConfigError(f"{found[1]}: a value is required; add {found[1]}=…")
     if found := re.search(r"full_key: ([\w.\[\]]+)", text):
         return ConfigError(f"{found[1]}: {text.splitlines()[0]}")
     return ConfigError(*[line.strip() for line in text.splitlines() if line.strip()][:4])
@@ -157,9 +185,15 @@ def _options(group: str, config_dirs: Sequence) -> list[str]:
 # ---------------------------------------------------------------- check
 
 
-def check(cfg: DictConfig | Mapping) -> None:
-    """Bind the keys of every `_target_` to its signature; raises ConfigError with all faults at once."""
-    found = faults(resolved(cfg, missing=True))
+def check(cfg: DictConfig | Mapping, config_name: str = "train") -> None:
+    """Bind the keys of every `_target_` to its signature; raises ConfigError with all faults at once.
+
+    Of a composed configuration the other keys are compared with those of conf/ too: nothing misspelled is passed over.
+    """
+    plain = resolved(cfg, missing=True)
+    found = faults(plain)
+    if OmegaConf.is_config(cfg):
+        found = [*strangers(plain, OmegaConf.to_container(cfg, resolve=False), CONF_DIR, config_name), *found]
     if found:
         raise ConfigError(*found)
 
@@ -170,6 +204,12 @@ def resolved(cfg: DictConfig | ListConfig | Mapping, missing: bool = False) -> A
         return copy.deepcopy(cfg)
     try:
         return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=not missing)
+    except InterpolationToMissingValueError as error:
+        if not missing or not error.full_key:
+            raise _explained(error, (), "", ()) from error
+        cfg = copy.deepcopy(cfg)
+        OmegaConf.update(cfg, error.full_key, "???")  # what reads a value that is missing is missing itself
+        return resolved(cfg, missing)
     except OmegaConfBaseException as error:
         raise _explained(error, (), "", ()) from error
 

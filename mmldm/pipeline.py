@@ -14,14 +14,15 @@ from mmldm import config, store
 from mmldm.diffusion.branches import Branch, Branches, take_rows
 from mmldm.diffusion.grids import Grid
 from mmldm.diffusion.guidance import CFG, Guidance
-from mmldm.diffusion.known import Context, cells_known, snap
+from mmldm.diffusion.known import Context, cells_kept
 from mmldm.diffusion.sampling import sample
 from mmldm.diffusion.solvers import Solver
-from mmldm.interfaces import Cond, Media
+from mmldm.given import Given, Known, Placed, paste
+from mmldm.interfaces import Cond, Media, Reference, grid_positions
 from mmldm.model import Model
 from mmldm.trained import load_diffusion, sized
 
-__all__ = ["Known", "Pipeline", "Sample", "Sampler"]
+__all__ = ["Given", "Known", "Pipeline", "Placed", "Sample", "Sampler"]
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,6 @@ class Sample:
     prompt: str
     seed: int
     index: int
-
-
-@dataclass(frozen=True)
-class Known:
-    """Given media of one stream: a whole clip x (C, *S), of which the seconds [start, end) are to be kept."""
-
-    x: Tensor
-    start: float = 0.0
-    end: float = float("inf")
 
 
 @dataclass(frozen=True)
@@ -58,9 +50,15 @@ class Pipeline:
     """A trained model, ready to generate: `Pipeline.load("runs/img").generate("a red circle", seed=0)`."""
 
     def __init__(
-        self, model: Model, spec: Mapping[str, Any], facts: Mapping[str, Any] | None = None, trust: Sequence[str] = ()
+        self,
+        model: Model,
+        spec: Mapping[str, Any],
+        facts: Mapping[str, Any] | None = None,
+        trust: Sequence[str] | None = (),
     ):
-        self.model, self.spec, self.facts, self.trust = model, dict(spec), dict(facts or {}), tuple(trust)
+        """`trust` None is for a spec of the user's own, as inside a training: solvers, grids and guidances of any class."""
+        self.model, self.spec, self.facts = model, dict(spec), dict(facts or {})
+        self.trust = None if trust is None else tuple(trust)
 
     @classmethod
     def load(cls, path: str | Path, trust: Sequence[str] = (), device: str | torch.device | None = None) -> Pipeline:
@@ -74,6 +72,11 @@ class Pipeline:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.denoiser.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What latents are computed in: float32, or wider where the model is."""
+        return torch.promote_types(next(self.model.denoiser.parameters()).dtype, torch.float32)
 
     def medias(self, seconds: float | None = None, size: Sequence[int] | None = None) -> dict[str, Media]:
         """The media of each stream at the trained, or the asked, duration and size."""
@@ -114,17 +117,26 @@ class Pipeline:
         seconds: float | None = None,
         size: Sequence[int] | None = None,
         known: Mapping[str, Known] | None = None,
+        references: Mapping[str, Sequence[Placed]] | None = None,
+        absent: Sequence[str] = (),
         batch_size: int = 8,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Sample]:
         """`n` samples per prompt; sample i depends on (seed, i) alone, whatever the batch size.
 
         `prompts`: one text, several, or a dict of fields (key of a condition -> values) of equal length. `negative` is a
-        text to steer away from instead of nothing. `progress(done, total)` counts network steps of samples.
+        text to steer away from instead of nothing. `known` keeps a part of a stream as it is; `references` gives media beside
+        it (a last frame, key frames); streams in `absent` are not made, and not there for the others. `progress(done, total)`
+        counts network steps of samples.
         """
         fields = {key: [v for v in values for _ in range(n)] for key, values in as_fields(prompts).items()}
-        count, medias, known = len(next(iter(fields.values()))), self.medias(seconds, size), known or {}
+        count, medias, given = (
+            len(next(iter(fields.values()))),
+            self.medias(seconds, size),
+            Given(known or {}, references or {}, tuple(absent)),
+        )
         sampler, result = self.sampler(steps, guidance, solver, grid), []
+        self.check(fields, medias, given)
         for start in range(0, count, batch_size):
             items = torch.arange(start, min(start + batch_size, count))
             part = {key: values[start : start + len(items)] for key, values in fields.items()}
@@ -133,13 +145,12 @@ class Pipeline:
                 if progress is not None:
                     progress(done + (step + 1) * rows, count * steps)
 
-            z = self.sample_latents(part, items, medias, seed, sampler, negative, known, tick)
-            media = {
-                s: paste(self.model.decode(s, x, medias[s].shape).float().cpu(), medias[s], known.get(s)) for s, x in z.items()
-            }
-            texts = part.get("text") or [""] * len(items)
+            z = self.sample_latents(part, items, medias, seed, sampler, negative, given, tick)
+            made = {s: self.model.decode(s, x, medias[s].shape).to(self.dtype).cpu() for s, x in z.items()}
+            media = {s: paste(x, medias[s], given.known.get(s)) for s, x in made.items()}
+            texts, kinds = part.get("text") or [""] * len(items), {s: medias[s] for s in media}
             result += [
-                Sample({s: x[row] for s, x in media.items()}, medias, str(texts[row] or ""), seed, index)
+                Sample({s: x[row] for s, x in media.items()}, kinds, str(texts[row] or ""), seed, index)
                 for row, index in enumerate(items.tolist())
             ]
         return result
@@ -153,23 +164,24 @@ class Pipeline:
         seed: int,
         sampler: Sampler,
         negative: str | None = None,
-        known: Mapping[str, Known] | None = None,
+        given: Given | None = None,
         callback: Callable[..., None] | None = None,
     ) -> dict[str, Tensor]:
-        """Whitened latents (B, D, *L) of every stream for one batch of fields, item i keyed by (seed, items[i])."""
-        model, device = self.model, self.device
+        """Whitened latents (B, D, *L) of every stream there for one batch of fields, item i keyed by (seed, items[i])."""
+        model, given, place = self.model, given or Given(), {"device": self.device, "dtype": self.dtype}
         shapes = {s: model.latent_shape(s, media.shape) for s, media in medias.items()}
-        noise = {s: model.noise(s, (seed, "noise"), items, shape).to(device) for s, shape in shapes.items()}
-        context = {s: self.context(s, shape, len(items), (known or {}).get(s)) for s, shape in shapes.items()}
+        noise = {s: model.noise(s, (seed, "noise"), items, shape).to(**place) for s, shape in shapes.items()}
+        context = {s: self.context(s, media, len(items), given) for s, media in medias.items()}
         grids = {s: sampler.grid(sampler.steps, model.path, model.shift_of(s, shape[1:])) for s, shape in shapes.items()}
+        grids |= {s: torch.ones_like(grids[s]) for s in given.absent}
         knows = bool(self.spec.get("knows", True))
         shown = context if knows else {s: replace(c, z=None, known=None) for s, c in context.items()}
         branches = self.branches(fields, len(items), shown, ["cond", *sampler.guidance.scales], negative)
 
         def fresh(step: int, stream: str) -> Tensor:
-            return model.noise(stream, (seed, "step", step), items, shapes[stream]).to(device)
+            return model.noise(stream, (seed, "step", step), items, shapes[stream]).to(**place)
 
-        return sample(
+        z = sample(
             branches,
             noise,
             grids,
@@ -181,6 +193,14 @@ class Pipeline:
             callback=callback,
             renoise=not knows,
         )
+        return {stream: x for stream, x in z.items() if stream not in given.absent}
+
+    def check(self, fields: Mapping[str, Sequence], medias: Mapping[str, Media], given: Given) -> None:
+        """Raise ValueError for fields that no condition reads, and for what cannot be given."""
+        keys = {key for key, _ in self.model.conditions.readers.values()} | {"text"}
+        if odd := sorted(set(fields) - keys):
+            raise ValueError(f"wanted fields that the model reads, got {', '.join(odd)}; choose from {', '.join(sorted(keys))}")
+        given.check(medias, self.spec.get("knows", True))
 
     def branches(
         self,
@@ -212,25 +232,26 @@ class Pipeline:
         keep = {name: (rows & (name != left_out)).to(self.device) for name, rows in present.items()}
         return conditions(conditions.encode(on_device(read, self.device)), keep)
 
-    def context(self, stream: str, shape: Sequence[int], count: int, known: Known | None) -> Context:
-        """Positions of a stream's grid, and what is known of it."""
-        model, cells = self.model, shape[1:]
-        if known is None:
-            return model.context(stream, cells, self.device)
-        codec = model.codecs[stream]
-        if codec.lookahead is None and known.start + known.end < float("inf"):
-            raise ValueError(f"wanted a codec that is causal in time to keep a part of {stream}, got one that looks ahead")
-        lengths = [axis.length(n) for axis, n in zip(codec.axes, cells, strict=True)]
-        mask = cells_known({"time": [(known.start, known.end)]}, codec.axes, lengths, codec.lookahead)
-        mask = snap(mask, model.denoiser.patches[stream])
-        if not bool(mask.any()):
-            raise ValueError(
-                f"wanted at least {codec.axes[0].length(1) * codec.axes[0].unit:.3g} s from the start to keep, "
-                f"got {known.start:g}:{known.end:g}"
-            )
-        z = model.whiten(stream, model.encode(stream, known.x[None].to(self.device)))
-        rows = z.expand(count, *z.shape[1:]), mask.expand(count, *cells).to(self.device)
-        return model.context(stream, cells, self.device, z=rows[0], known=rows[1])
+    def context(self, stream: str, media: Media, count: int, given: Given) -> Context:
+        """Positions of a stream's grid, what is known of it, and what stands beside it."""
+        model, codec, known = self.model, self.model.codecs[stream], given.known.get(stream)
+        cells, kept = model.latent_shape(stream, media.shape)[1:], {}
+        beside = tuple(self.reference(stream, placed, count) for placed in given.references.get(stream, ()))
+        if known is not None:
+            span, patch = (known.start, known.end), model.denoiser.patches[stream]
+            mask = cells_kept(span, media.seconds, codec.axes, cells, codec.lookahead, patch)
+            kept = {"z": self.latent(stream, known.x, count), "known": mask.expand(count, *cells).to(self.device)}
+        return model.context(stream, cells, self.device, references=beside, **kept)
+
+    def reference(self, stream: str, placed: Placed, count: int) -> Reference:
+        """Given media encoded on their own, at their place."""
+        z = self.latent(stream, placed.x, count)
+        return Reference(z, grid_positions(self.model.codecs[stream].axes, z.shape[2:], placed.at).to(self.device))
+
+    def latent(self, stream: str, x: Tensor, count: int) -> Tensor:
+        """Media (C, *S) -> its whitened latent in `count` rows."""
+        z = self.model.whiten(stream, self.model.encode(stream, x[None].to(device=self.device, dtype=self.dtype)))
+        return z.expand(count, *z.shape[1:])
 
 
 def as_fields(prompts: str | Sequence[str] | Mapping[str, Sequence]) -> dict[str, list]:
@@ -255,14 +276,3 @@ def on_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(on_device(v, device) for v in value)
     return value
-
-
-def paste(x: Tensor, media: Media, known: Known | None) -> Tensor:
-    """The known samples themselves in place of their reconstruction: (B, C, *S)."""
-    if known is None or media.time_axis is None:
-        return x
-    axis = media.time_axis + 2
-    first, last = (round(min(max(edge, 0.0), media.seconds) * media.rate) for edge in (known.start, known.end))
-    out = x.clone()
-    out.narrow(axis, first, last - first).copy_(known.x.narrow(axis - 1, first, last - first))
-    return out

@@ -155,7 +155,7 @@ def faults(node: Any) -> list[str]:
                 open_slots |= {f"{where}.{key}" if where else str(key) for key in value}
             found += _spec_faults(where, value)
         elif value == "???" and where not in open_slots:
-            found.append(f"{where}: a value is required")
+            found.append(f"{where}: a value is required; add {where}=…")
     return found
 
 

@@ -56,7 +56,7 @@ class Scale(Conditioner):
 
 
 class Mixer(Denoiser):
-    """Maps each cell of a stream and the mean of all, its level, its known mask and the conditions' vectors."""
+    """Maps each cell of a stream with the means of all streams and references, its level, known mask and the vectors."""
 
     def __init__(self, streams, conditions, width: int = 16):
         super().__init__()
@@ -75,9 +75,15 @@ class Mixer(Denoiser):
 
     def forward(self, noisy, prepared, residuals=None):
         out = {}
+        everywhere = sum(x.z.mean((1, 2)) * (1 - x.level.to(x.z)) for x in noisy.values()) if len(noisy) > 1 else None
         for stream, x in noisy.items():
             cells = x.z.flatten(2).transpose(1, 2)
             cells = cells + cells.mean(1, keepdim=True)
+            if everywhere is not None:
+                cells = cells + everywhere[:, None, None]
+            for r in x.references:
+                mean = (r.z.flatten(2).mean(-1) * (1 + r.positions.flatten(-3).mean(-1).reshape(-1, 1))).to(cells)
+                cells = cells + (mean if r.present is None else mean * r.present[:, None])[:, None]
             level = x.level.to(cells)[:, None].expand(cells.shape[:2])
             known = torch.zeros_like(level) if x.known is None else x.known.flatten(1).to(cells)
             parts = [cells, (level * (1 - known))[..., None], known[..., None]]

@@ -100,6 +100,7 @@ def test_compose_gives_what_the_files_and_overrides_say(conf):
         ("experiment=worse", ["experiment/worse.yaml", "'codec/smal'", "did you mean 'small'"]),
         ("experiment=torn", ["not valid yaml", "torn.yaml", "line"]),
         ("~codec.foo", ["'codec.foo'"]),
+        ("+codec=large", ["codec is chosen already", "without +"]),
         ("seed=[1", ["cannot read the override 'seed=[1'"]),
         ("name=a, b", ["name=a, b"]),
     ],
@@ -138,7 +139,7 @@ def test_compose_twice_and_after_an_error(conf):
     assert compose(["seed=2"]).seed == 2 and compose([]).seed == 0
 
 
-def test_launch_runs_the_task_under_hydra_and_explains_errors(conf, tmp_path, monkeypatch):
+def test_launch_runs_the_task_under_hydra_and_explains_errors(conf, tmp_path, monkeypatch, capfd):
     conf(**FILES)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["mmldm", "train"])
@@ -153,10 +154,37 @@ def test_launch_runs_the_task_under_hydra_and_explains_errors(conf, tmp_path, mo
     assert "did you mean 'seed'" in failure(config.launch, lambda cfg: None, "train.py", ["sed=4"])
 
     def refuse(cfg):
+        seen.append("refused")
         raise ValueError("wanted files, got none")
+
+    capfd.readouterr()
 
     with pytest.raises(ValueError, match="wanted files"):
         config.launch(refuse, "train.py", [])
+    with pytest.raises(ValueError, match="wanted files"):
+        config.launch(refuse, "train.py", ["--multirun", "seed=1,2"])
+    assert seen[3:] == ["refused"] * 3 and "Error executing" not in "".join(capfd.readouterr())
+
+
+def test_every_job_has_its_own_run_folder(conf, tmp_path, monkeypatch):
+    settings = 'hydra:\n  run: {dir: "${run}"}\n  sweep: {dir: "${run}", subdir: "${hydra:job.num}"}\n'
+    conf(**{**FILES, "train": FILES["train"].replace("runs/${name}", "runs/${now:%Y-%m-%d_%H-%M-%S}") + settings})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mmldm"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    seen = []
+    task = lambda cfg: seen.append(config.run_folder(cfg))  # noqa: E731
+    config.launch(task, "train.py", ["run=runs/a b"])
+    config.launch(task, "train.py", ["--multirun", "run=runs/c", "seed=1,2"])
+    config.launch(task, "train.py", ["--multirun", "codec.width=1,2"])
+    config.launch(task, "train.py", ["run=runs/x", "hydra.run.dir=runs/told"])  # as Lightning tells its further processes
+    assert [p.as_posix() for p in seen[:3]] == ["runs/a b", "runs/c/0", "runs/c/1"]
+    assert seen[3].parent == seen[4].parent and [seen[3].name, seen[4].name] == ["0", "1"]
+    assert not set(",= ") & set(seen[3].parent.name) and seen[3].parent.parent.name == "runs"
+    assert seen[5].as_posix() == "runs/told"
+    assert all((p / ".hydra").is_dir() for p in seen)  # Hydra's own record lies in the same folder
+    assert config.run_folder(compose(["run=runs/z"])).as_posix() == "runs/z"
 
 
 # ---------------------------------------------------------------- check
@@ -170,7 +198,30 @@ def test_check_reports_all_faults_at_once(conf):
     assert "optimizer.weight_decy: AdamW has no parameter 'weight_decy' (did you mean 'weight_decay'?)" in text
     assert "codec.width: wanted int, got 'abc'" in text
     assert "extra.rate: Media needs a value for 'rate'" in text
+    assert "extra: there is no such setting" in text
+    assert len(text.splitlines()) == 5
+
+
+def test_keys_that_nothing_reads_are_told(conf, tmp_path):
+    files = {"train": FILES["train"].replace("seed: 0", "seed: 0\ndata: {path: null, batch_size: 4}\nshift: null")}
+    conf(**{**FILES, **files}, shift__fixed="_target_: fake_lab.Media\nrate: 3\n")
+    mine = tmp_path / "mine" / "experiment"
+    mine.mkdir(parents=True)
+    told = "data: {batchsize: 4, kind: x, other: 1}\npreviewz: 3\nshift: {rate: 2}\nname: ${data.kind}\n"
+    (mine / "wrong.yaml").write_text(f"# @package _global_\n{told}")
+    text = failure(check, compose(["experiment=wrong"], config_dirs=[mine.parent]))
+    assert "data.batchsize: there is no such setting (did you mean 'data.batch_size'" in text
+    assert "data.other: there is no such setting (choose from " in text and "data.kind" not in text
+    assert "previewz: there is no such setting" in text and "shift: wanted a node with _target_, got only rate" in text
     assert len(text.splitlines()) == 4
+    (mine / "right.yaml").write_text("# @package _global_\ndata: {batch_size: 8, kind: x}\nname: ${data.kind}\n")
+    check(compose(["experiment=right"], config_dirs=[mine.parent]))
+
+
+def test_what_reads_a_missing_value_is_told_by_its_source(conf):
+    conf(**FILES)
+    text = failure(check, compose(["codec.width=???", "seed=${codec.width}", "name=${codec.width}"]))
+    assert "codec.width: a value is required; add codec.width=…" in text
 
 
 def test_check_passes_what_can_be_built(conf):
@@ -196,8 +247,8 @@ def test_check_passes_what_can_be_built(conf):
         ({"_target_": "fake_lab.Media", "rate": 1, "shape": [1, "b"]}, "shape: wanted tuple[int, ...]"),
         ({"_target_": "fake_lab.Cdec", "width": 1}, "there is no fake_lab.Cdec"),
         ({"_target_": "no_such_lab.Codec"}, "there is no no_such_lab.Codec"),
-        ({"_target_": "mmldm.interface.Axis"}, "did you mean 'mmldm.interfaces.Axis'"),
-        ({"_target_": "mmldm.interfaces.Axsi"}, "did you mean 'mmldm.interfaces.Axis'"),
+        ({"_target_": "mmldm.interface.Codec"}, "did you mean 'mmldm.interfaces.Codec'"),
+        ({"_target_": "mmldm.interfaces.Coedc"}, "did you mean 'mmldm.interfaces.Codec'"),
         ({"_target_": 3}, "_target_: wanted a name"),
         ({"_target_": "math.pi"}, "cannot be called"),
     ],

@@ -7,6 +7,7 @@ from mmldm.diffusion import (
     Box,
     Context,
     First,
+    KeyCell,
     KnownMixture,
     Nothing,
     Prefix,
@@ -16,9 +17,10 @@ from mmldm.diffusion import (
     cells_covered,
     cells_known,
     merge,
+    reference_cells,
     snap,
 )
-from mmldm.interfaces import Axis
+from mmldm.interfaces import Axis, grid_positions
 
 FILM = (Axis("time", 4, 1, 1 / 8), Axis("height", 8, 8, 1.0), Axis("width", 8, 8, 1.0))
 SOUND = (Axis("time", 160, 160, 1 / 1600), Axis("freq", 4, 4, 1.0))
@@ -168,6 +170,40 @@ def test_mixture_has_its_probabilities_and_leaves_something_to_do():
     assert abs(float(absent["sound"][nothing].float().mean()) - 0.3 * 0.8) < 0.05  # not where the film is absent already
     assert not bool((absent["sound"] & absent["film"]).any()) and not bool((absent["sound"] & whole).any())
     assert not bool((absent["sound"][:, None, None] & known["sound"]).any())
+
+
+def test_key_cells_are_keyed_and_agree_in_seconds():
+    last = KeyCell(low=1.0).places(KEY, 0, CELLS, AXES)
+    assert last == {"film": (0, 4), "sound": (0, 20)} and KeyCell(high=0.0).places(KEY, 0, CELLS, AXES)["film"] == (0, 0)
+    drawn = [KeyCell().places(KEY, p, CELLS, AXES) for p in range(40)]
+    assert drawn == [KeyCell().places(KEY, p, CELLS, AXES) for p in range(40)]
+    assert len({d["film"][1] for d in drawn}) == 5 or len({d["film"][1] for d in drawn}) == 4  # the first cell is short
+    for d in drawn:
+        edges = {s: AXES[s][0].edges(CELLS[s][0])[d[s][1]] for s in d}
+        assert edges["film"][0] <= edges["sound"][1] and edges["sound"][0] <= edges["film"][1]
+    assert KeyCell(axis="freq", streams=("film",)).places(KEY, 0, CELLS, AXES) == {}
+    mixture = KnownMixture([(0.5, KeyCell()), (0.2, KeyCell("freq"))], {"sound": 1.0})
+    whole = mixture(KEY, range(30), CELLS, AXES)
+    single = [mixture(KEY, [p], CELLS, AXES) for p in range(30)]
+    for s, axes in (("film", (0,)), ("sound", (0, 1))):
+        assert tuple(whole.places[s]) == axes and not bool(whole.known[s].any())
+        for a in axes:
+            assert whole.places[s][a].tolist() == [int(d.places[s].get(a, torch.tensor([-1]))) for d in single]
+    given = (whole.places["sound"][0] >= 0) | (whole.places["sound"][1] >= 0)
+    assert torch.equal(whole.absent["sound"], ~given) and 10 < int(given.sum()) < 30  # never absent where something is given
+
+
+def test_reference_cells_are_cells_at_their_places():
+    z, positions = torch.randn(3, 2, 5, 4, 6), grid_positions(FILM, (5, 4, 6))
+    first, second = reference_cells(z, positions, {2: torch.tensor([5, -1, 0]), 0: torch.tensor([4, 2, -1])})
+    assert first.present.tolist() == [True, True, False] and second.present.tolist() == [True, False, True]
+    assert torch.equal(first.z[0], z[0, :, 4:]) and torch.equal(first.z[1], z[1, :, 2:3])
+    assert torch.equal(second.z[0], z[0, ..., 5:]) and torch.equal(second.z[2], z[2, ..., :1])
+    assert torch.equal(first.positions[1], positions[2:3]) and torch.equal(second.positions[0], positions[:, :, 5:])
+    valid = torch.ones(3, 5, 4, 6, dtype=torch.bool)
+    valid[0, 4, 1] = False
+    assert reference_cells(z, positions, {0: torch.tensor([4, 2, -1])}, valid)[0].present.tolist() == [False, True, False]
+    assert reference_cells(z, positions, {0: torch.tensor([-1, -1, -1])}) == ()
 
 
 def test_wrong_mixtures_say_what_was_wanted():

@@ -8,8 +8,9 @@ import torch
 from mmldm import config, store, trained
 from mmldm.conditioner import ConditionSet
 from mmldm.diffusion import CFG, DDIM, DPMpp2M, Flow, Guidance, Heun, Linear, UniformGrid, UniPC
+from mmldm.diffusion.sampling import sample
 from mmldm.model import Model, Whitening
-from mmldm.pipeline import Known, Pipeline, as_fields
+from mmldm.pipeline import Given, Known, Pipeline, Placed, as_fields
 from tests.fakes import Blocks, Mixer, Scale
 
 FAKES = ("tests.fakes.Blocks", "tests.fakes.Mixer", "tests.fakes.Scale")
@@ -88,7 +89,8 @@ def test_what_is_kept_comes_out_as_it_was_given(pipeline):
     assert torch.equal(out[:, :, :8], x[None, :, :8].expand(5, -1, -1))
     free = made(pipeline)
     assert (out[:, :, 9:] - free[:, :, 9:]).abs().max() > 1e-4
-    z = pipeline.sample_latents({"scale": [0.0]}, torch.arange(1), pipeline.medias(), 3, pipeline.sampler(), None, known)[
+    given = Given(known)
+    z = pipeline.sample_latents({"scale": [0.0]}, torch.arange(1), pipeline.medias(), 3, pipeline.sampler(), None, given)[
         "signal"
     ]
     assert torch.equal(z[..., :2], pipeline.model.whiten("signal", pipeline.model.encode("signal", x[None]))[..., :2])
@@ -97,8 +99,89 @@ def test_what_is_kept_comes_out_as_it_was_given(pipeline):
 def test_what_no_cell_can_hold_is_refused(pipeline):
     with pytest.raises(ValueError, match="wanted at least 0.5 s"):
         made(pipeline, known={"signal": Known(torch.zeros(2, 16), 0.0, 0.2)})
-    with pytest.raises(ValueError, match="wanted at least"):
+    with pytest.raises(ValueError, match="a part from the start .* got 1:2"):
         made(pipeline, known={"signal": Known(torch.zeros(2, 16), 1.0, 2.0)})
+    with pytest.raises(ValueError, match="of shape"):
+        made(pipeline, known={"signal": Known(torch.zeros(2, 12))})
+
+
+def test_what_can_be_kept_follows_the_codec_and_the_patches(pipeline):
+    codec = pipeline.model.codecs["signal"]
+    pipeline.model.denoiser.patches["signal"] = (2,)
+    with pytest.raises(ValueError, match="wanted at least 1 s"):
+        made(pipeline, known={"signal": Known(torch.zeros(2, 16), 0.0, 0.9)})
+    codec.lookahead = 2
+    with pytest.raises(ValueError, match=r"wanted at least 1.25 s"):
+        made(pipeline, known={"signal": Known(torch.zeros(2, 16), 0.0, 1.1)})
+    codec.lookahead = None
+    for start, end in ((0.0, 1.5), (0.5, float("inf"))):
+        with pytest.raises(ValueError, match="causal in time to keep a part"):
+            made(pipeline, known={"signal": Known(torch.zeros(2, 16), start, end)})
+    x = torch.linspace(-1, 1, 32).reshape(2, 16)
+    for end in (2.0, float("inf")):
+        assert torch.equal(made(pipeline, known={"signal": Known(x, 0.0, end)})[3], x)
+
+
+def test_references_are_heard_where_they_stand(pipeline):
+    x = torch.linspace(-1, 1, 8).reshape(2, 4)
+    free = made(pipeline)
+    assert torch.equal(made(pipeline, references={"signal": []}), free)
+    end = made(pipeline, references={"signal": [Placed(x, 1.5)]})
+    assert (end - free).abs().max() > 1e-3
+    assert (end - made(pipeline, references={"signal": [Placed(x, 0.5)]})).abs().max() > 1e-4
+    assert torch.allclose(end, made(pipeline, references={"signal": [Placed(x, 1.5)]}, batch_size=2), atol=1e-5)
+    for wrong, said in (({"other": [Placed(x)]}, "choose from signal"), ({"signal": [Placed(x[:1])]}, "as a reference")):
+        with pytest.raises(ValueError, match=said):
+            made(pipeline, references=wrong)
+    pipeline.spec["knows"] = False
+    with pytest.raises(ValueError, match="trained with references"):
+        made(pipeline, references={"signal": [Placed(x)]})
+
+
+def test_an_absent_stream_stands_at_level_one_and_is_not_made(pipeline):
+    torch.manual_seed(2)
+    codecs, conditions = {"one": Blocks(), "two": Blocks(latent_channels=4)}, ConditionSet({"scale": Scale()})
+    denoiser = Mixer({s: c.geometry for s, c in codecs.items()}, conditions.widths)
+    model = Model(codecs, conditions, denoiser, Linear(), Flow()).eval().requires_grad_(False)
+    joint, fields, items = Pipeline(model, SPEC, trust=FAKES), {"scale": [0.2, 0.7]}, torch.arange(2)
+    samples = joint.generate(fields, seed=3, absent=("two",), guidance=1.0)
+    assert set(samples[0].streams) == set(samples[0].medias) == {"one"}
+    noise = {s: model.noise(s, (3, "noise"), items, (c.latent_channels, 4)) for s, c in codecs.items()}
+    context = {s: model.context(s, (4,)) for s in codecs}
+    read, present = model.conditions.read(fields)
+    prepared = model.prepare(model.conditions(model.conditions.encode(read), present))
+
+    def alone(z_t, t, names):
+        t = {**t, "two": torch.ones_like(t["one"])}
+        return {n: {"one": model.denoise({**z_t, "two": noise["two"]}, t, context, prepared)["one"]} for n in names}
+
+    z = sample(alone, {"one": noise["one"]}, {"one": UniformGrid()(5, model.path, None)}, UniPC(2), model.path)["one"]
+    wanted = model.decode("one", z, codecs["one"].media.shape)
+    assert torch.equal(torch.stack([s.streams["one"] for s in samples]), wanted)
+    both = torch.stack([s.streams["one"] for s in joint.generate(fields, seed=3, guidance=1.0)])
+    assert (both - wanted).abs().max() > 1e-3
+    for absent, said in ((("three",), "choose from one, two"), (("one", "two"), "beside one that is made")):
+        with pytest.raises(ValueError, match=said):
+            joint.generate(fields, absent=absent)
+    with pytest.raises(ValueError, match="nothing is given"):
+        joint.generate(fields, absent=("two",), known={"two": Known(torch.zeros(2, 16))})
+
+
+def test_a_field_that_no_condition_reads_is_refused(pipeline):
+    with pytest.raises(ValueError, match="got scales; choose from scale, text"):
+        pipeline.generate({"scales": [1.0]})
+    assert len(pipeline.generate({"scale": [1.0], "text": ["named"]})) == 1
+
+
+def test_a_model_of_ones_own_may_sample_with_any_class(pipeline):
+    spec = {**SPEC, "sampler": {**SAMPLER, "solver": {"_target_": "tests.test_pipeline.Own"}}}
+    with pytest.raises(config.ConfigError, match="--trust"):
+        Pipeline(pipeline.model, spec, trust=FAKES).sampler()
+    assert isinstance(Pipeline(pipeline.model, spec, trust=None).sampler().solver, DDIM)
+
+
+class Own(DDIM):
+    """A solver from outside."""
 
 
 def test_saving_and_loading_gives_the_same_sample_to_the_bit(pipeline, tmp_path):

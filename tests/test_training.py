@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmldm import keyed
-from mmldm.diffusion import Cosine, Eps, First, Flow, KnownMixture, Linear, LogitNormal, UnitF, V
+from mmldm.diffusion import Cosine, Eps, First, Flow, KeyCell, KnownMixture, Linear, LogitNormal, UnitF, V
 from mmldm.interfaces import Batch, Posterior
 from mmldm.model import Model, Whitening
 from mmldm.training import EMA, CodecTraining, DiffusionTraining, Resume, Schedule
@@ -87,7 +87,7 @@ def make_training(kind, size=4):
         torch.manual_seed(0)
         loss = lambda hat, x: {"l2": (hat - x).square().mean()}  # noqa: E731
         return CodecTraining(Blocks(), "signal", loss, adamw, schedule=Schedule(2, 0.5), batch_size=size)
-    known = KnownMixture([(0.3, First())])
+    known = KnownMixture([(0.3, First()), (0.4, KeyCell())])
     return DiffusionTraining(make_model(), LogitNormal(), UnitF(), adamw, known, Schedule(2, 0.5), batch_size=size)
 
 
@@ -171,6 +171,29 @@ def test_absent_streams_get_level_one_and_no_loss():
     context, t = training.contexts(batch, z, valid, training.levels(batch, z, valid))
     losses = training.losses(batch, z, t, context, {}, training.key("noise", batch))
     assert torch.equal(t["two"], torch.ones(4)) and bool((losses["two"] == 0).all()) and bool((losses["one"] > 0).all())
+
+
+def test_references_are_drawn_cells_of_the_clean_latent_and_change_the_output_only_there():
+    training = make_training("diffusion", size=8)
+    training.known = KnownMixture([(0.5, KeyCell())])
+    batch = make_batch(range(8))
+    z, valid = training.latents(batch)
+    t = training.levels(batch, z, valid)
+    context, t = training.contexts(batch, z, valid, t)
+    (reference,) = context["signal"].references
+    drawn = training.known(training.key("known", batch), batch.position, {"signal": (4,)}, {"signal": Blocks().axes})
+    cells = drawn.places["signal"][0]
+    assert torch.equal(reference.present, cells >= 0) and 0 < int(reference.present.sum()) < 8
+    for row in reference.present.nonzero()[:, 0].tolist():
+        assert torch.equal(reference.z[row, :, 0], z["signal"][row, :, cells[row]])
+        assert torch.equal(reference.positions[row, 0], context["signal"].positions[cells[row]])
+    with_them = training.losses(batch, z, t, context, {}, (1,))["signal"]
+    training.known = None
+    without = training.losses(batch, z, t, training.contexts(batch, z, valid, t)[0], {}, (1,))["signal"]
+    assert torch.equal(with_them != without, reference.present)
+    batch.valid["signal"][:] = 0
+    training.known = KnownMixture([(1.0, KeyCell())])
+    assert training.contexts(batch, z, training.latents(batch)[1], t)[0]["signal"].references == ()
 
 
 def test_padding_and_known_cells_do_not_enter_the_loss():

@@ -108,6 +108,30 @@ def test_training_leaves_a_model_and_a_page(house):
     assert (house / "runs" / "image" / "evaluation" / "report.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("run", "folder", "section", "extra"),
+    [
+        ("image/model", "photos", "loss", "out=again"),
+        ("audio", "sounds", "loss", ""),
+        ("video", "clips", "loss", ""),
+        ("codec", "photos", "reconstruction", ""),
+        ("audio-codec", "sounds", "reconstruction", ""),
+        ("video-codec/model", "clips", "reconstruction", ""),
+    ],
+)
+def test_evaluation_gives_numbers(house, monkeypatch, run, folder, section, extra):
+    monkeypatch.chdir(house)
+    mmldm(f"mmldm evaluate runs/{run} data.path={folder} count=4 {extra}")
+    out = Path("again") if extra else Path("runs") / run.removesuffix("/model") / "evaluation"
+    numbers = json.loads((out / "report.json").read_text())[section]
+    assert numbers and all(np.isfinite(value) for value in numbers.values()) and (out / "index.html").is_file()
+
+
+def test_the_card_of_a_codec_tells_the_next_command(house):
+    text = (house / "runs" / "codec" / "model" / "README.md").read_text()
+    assert "mmldm train experiment=image_diffusion codec.image=runs/codec data.path=DIR" in text
+
+
 def test_the_readmes_generation_commands(house, monkeypatch):
     monkeypatch.chdir(house)
     save_image(torch.zeros(3, 50, 60), "frame.png")
@@ -170,6 +194,13 @@ def test_a_codec_from_outside(tmp_path, monkeypatch):
         (["evaluate", "data.path=x"], "trained model"),
         (["demo", "smell"], "image, audio, video"),
         (["trian"], "train"),
+        (["train", "experiment=image_diffusion", "data.path=x"], "codec.image=…"),
+        (["train", "experiment=image_codec", "data.path=photos", "codec=audio_16k", "+data.batchsize=3"], "data.batch_size"),
+        (["encode", "nothing", "data.path=x"], "out=…"),
+        (["generate", "."], "prompt"),
+        (["generate", ".", "a prompt"], "wanted a trained model"),
+        (["generate", ".", "a prompt", "--steps", "0"], "--steps above 0"),
+        (["check", "nowhere"], "nowhere"),
     ],
 )
 def test_a_users_mistake_is_told_in_a_few_lines(words, told, tmp_path, monkeypatch, capsys):
@@ -177,3 +208,4 @@ def test_a_users_mistake_is_told_in_a_few_lines(words, told, tmp_path, monkeypat
     assert cli.main(words) == 2
     error = capsys.readouterr().err
     assert told in error and "Traceback" not in error and len(error.splitlines()) <= 6
+    assert "Error executing job" not in error

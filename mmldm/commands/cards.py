@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning
 import torch
 
-from mmldm import pipeline
+from mmldm import config, pipeline
+from mmldm.commands.job import Job
 from mmldm.training import CodecTraining
 from mmldm.training.watch import Shown
-
-if TYPE_CHECKING:
-    from mmldm.commands.training import Job
 
 __all__ = ["card", "facts", "previews"]
 
@@ -33,7 +31,7 @@ def previews(job: Job, count: int) -> Callable[[lightning.LightningModule], Iter
             names = [name for i in range(len(x)) for name in (f"original: {captions[i]}", "reconstruction")]
             yield "reconstructions", job.medias[module.stream], pairs, names
         else:
-            made = pipeline.Pipeline(module.model, job.spec).generate(
+            made = pipeline.Pipeline(module.model, job.spec, trust=None).generate(
                 fields_of(module, rows), seed=job.cfg.seed, batch_size=count
             )
             for stream, media in job.medias.items():
@@ -48,7 +46,7 @@ def fields_of(module: Any, rows: list[dict]) -> dict[str, list]:
     return {key: [row.get(key) for row in rows] for key in sorted(keys)}
 
 
-def facts(job: Job, trainer: lightning.Trainer, seconds: float) -> dict[str, Any]:
+def facts(job: Job, trainer: lightning.Trainer) -> dict[str, Any]:
     """How the model came to be: steps, time, data, numbers, versions."""
     numbers = {k: round(float(v), 6) for k, v in trainer.callback_metrics.items()}
     return {
@@ -80,7 +78,7 @@ def card(job: Job, facts: dict[str, Any]) -> str:
         "## Use",
         "",
         "```",
-        f'mmldm generate {job.run} "a prompt"' if kind != "codec" else f"mmldm train experiment=... codec.STREAM={job.run}",
+        f'mmldm generate {job.run} "a prompt"' if kind != "codec" else training_with(job),
         "```",
         "",
         "## Limits",
@@ -89,3 +87,14 @@ def card(job: Job, facts: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def training_with(job: Job) -> str:
+    """The command that trains a diffusion model on the latents of this run's codec."""
+    ((stream, codec),) = ((stream, job.module.codec) for stream in job.medias)
+    name = f"{stream}_diffusion"
+    known = (config.CONF_DIR / "experiment" / f"{name}.yaml").is_file()
+    chosen = f"experiment={name} codec.{stream}={job.run}" if known else f"+codec.{stream}={job.run}"
+    outside = f"{type(codec).__module__}.{type(codec).__qualname__}"
+    trust = "" if config.is_target(outside, ()) else f" trust=[{outside}]"
+    return f"mmldm train {chosen}{trust} data.path=DIR run=runs/{stream}"

@@ -15,7 +15,6 @@ from rich.console import Console
 
 from mmldm import config, store
 from mmldm.commands import measuring
-from mmldm.commands.demo import RESERVE, SHARES
 from mmldm.commands.encode import encode
 from mmldm.commands.outputs import write_samples
 from mmldm.commands.training import train
@@ -23,6 +22,10 @@ from mmldm.media import Page
 from mmldm.pipeline import Pipeline
 
 __all__ = ["demonstrate"]
+
+# shares of the time budget: training of the codec, training of the diffusion model
+SHARES = {"image": (0.05, 0.11), "audio": (0.07, 0.17), "video": (0.15, 0.45)}
+RESERVE = {"image": 11.0, "audio": 16.0, "video": 20.0}  # seconds for encoding, generating and measuring
 
 console = Console(stderr=True)
 
@@ -49,10 +52,12 @@ class Clock:
 
 
 def demonstrate(modalities: Sequence[str], minutes: float, out: Path, seed: int, samples: int, start: float) -> dict[str, Any]:
-    """Run the whole way for each modality within the budget; returns the report, also written to out/report.json."""
-    for name in (*modalities, "index.html", "page.json"):
-        shutil.rmtree(out / name, ignore_errors=True)
-        (out / name).unlink(missing_ok=True)
+    """Run the whole way for each modality within the budget; returns the report, also written to out/report.json.
+
+    `start` is the time.monotonic() that the budget counts from. An earlier demo in `out` is replaced; raises ValueError where
+    `out` holds something else.
+    """
+    clear(out, modalities)
     shares = [share for m in modalities for share in SHARES[m]]
     clock = Clock(start, minutes, sum(RESERVE[m] for m in modalities), shares)
     page = Page(out, title="mmldm demo")
@@ -62,26 +67,51 @@ def demonstrate(modalities: Sequence[str], minutes: float, out: Path, seed: int,
         clock.reserve -= RESERVE[modality]
     report["minutes"] = round(clock.spent, 2)
     rows = [[m, name, f"{share:.0%}"] for m, scores in report["adherence"].items() for name, share in scores.items()]
-    page.table("Summary", rows, ["modality", "attribute", "right"], title=f"{report['minutes']} minutes")
+    page.table("Summary", rows, ["modality", "attribute", "right"], title="What its prompt says is in the sample")
+    page.text("Summary", f"{report['minutes']} minutes", name="minutes")
     page.write()
     (out / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
     return report
+
+
+def clear(out: Path, modalities: Sequence[str]) -> None:
+    """Remove an earlier demo of these modalities and begin its report."""
+    there = [name for name in (*modalities, "index.html", "index.json") if (out / name).exists()]
+    if there and not is_demo(out / "report.json"):
+        raise ValueError(f"wanted a new folder or an earlier demo, got {out}, which holds {', '.join(there)}; choose --out DIR")
+    for name in there:
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
+        else:
+            (out / name).unlink()
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.json").write_text("{}", encoding="utf-8")
+
+
+def is_demo(path: Path) -> bool:
+    """Whether a file is the report of a demo, begun or finished."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return report == {} or (isinstance(report, dict) and "adherence" in report)
 
 
 def one(modality: str, folder: Path, clock: Clock, page: Page, report: dict[str, Any], seed: int, samples: int) -> None:
     """Codec, latents, diffusion model, samples and numbers of one modality."""
     codec, model, cache = folder / "codec", folder / "model", folder / "latents"
     train(compose(f"world_{modality}_codec", codec, clock.next(), seed))
-    cfg = config.compose(["data=world", f"data.kind={modality}", f"out={cache}", "batch_size=128"], "encode")
+    cfg = config.compose(["data=world", f"data.kind={modality}", quoted("out", cache), "batch_size=128"], "encode")
     encode(codec, cfg, progress=False)
     told = config.compose(["data=world", f"data.kind={modality}", "count=64"], "evaluate")
     report["reconstruction"][modality] = measuring.reconstruction(
         store.load_model(codec), told, page, (), f"{modality}: reconstructions"
     )
-    train(compose(f"world_{modality}_diffusion", model, clock.next(), seed, f"codec.{modality}={codec}", f"data.cache={cache}"))
-    pipeline = Pipeline.load(model)
-    report["adherence"][modality], made = measuring.adherence(pipeline, modality, samples, "train", seed=seed, batch_size=32)
-    report["heldout"][modality], _ = measuring.adherence(pipeline, modality, samples // 2, "heldout", seed=seed, batch_size=32)
+    parts = quoted(f"codec.{modality}", codec), quoted("data.cache", cache)
+    train(compose(f"world_{modality}_diffusion", model, clock.next(), seed, *parts))
+    pipeline, options = Pipeline.load(model), {"seed": seed, "batch_size": 32}
+    report["adherence"][modality], made = measuring.adherence(pipeline, modality, samples, "train", **options)
+    report["heldout"][modality], _ = measuring.adherence(pipeline, modality, max(1, samples // 2), "heldout", **options)
     write_samples(made[:8], folder / "samples", {"model": str(model)})
     measuring.show(page, f"{modality}: samples", made[:8])
     rows = [
@@ -98,8 +128,14 @@ def one(modality: str, folder: Path, clock: Clock, page: Page, report: dict[str,
 
 def compose(experiment: str, run: Path, minutes: float, seed: int, *overrides: str) -> Any:
     """The configuration of one training of the demo."""
-    words = [f"experiment={experiment}", f"run={run}", f"minutes={minutes:.3f}", f"seed={seed}", *overrides]
+    words = [f"experiment={experiment}", quoted("run", run), f"minutes={minutes:.3f}", f"seed={seed}", *overrides]
     return config.compose(words)
+
+
+def quoted(key: str, path: Path) -> str:
+    """An override that holds any path, spaces and commas included."""
+    text = str(path).replace('"', '\\"')
+    return f'{key}="{text}"'
 
 
 def curve(path: Path, name: str) -> tuple[list[int], list[float]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-HELP = "cache the latents of a data set"
 USAGE = """usage: mmldm encode MODEL data.path=DIR out=CACHE [key=value …] [--trust CLASS]
 
 Encodes every file whole, in consecutive windows, with the codecs of a trained model; train from it with data.cache=CACHE.
@@ -26,7 +25,7 @@ def main(argv: list[str]) -> int:
     if not words or "=" in words[0]:
         raise ValueError("wanted a trained model first, got none; mmldm encode MODEL data.path=DIR out=CACHE")
     cfg = config.compose(words[1:], "encode")
-    config.check(cfg)
+    config.check(cfg, "encode")
     count = encode(words[0], cfg, trust)
     print(f"{count} clips in {cfg.out}")
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-HELP = "measure a trained model"
 USAGE = """usage: mmldm evaluate MODEL data.path=DIR [out=DIR] [key=value …] [--trust CLASS]
 
 A codec: reconstruction metrics. A diffusion model: loss by noise level and, on the built-in data, how much of each prompt is
@@ -29,7 +28,7 @@ def main(argv: list[str]) -> int:
     if not words or "=" in words[0]:
         raise ValueError("wanted a trained model first, got none; mmldm evaluate MODEL data.path=DIR")
     cfg = config.compose(words[1:], "evaluate")
-    config.check(cfg)
+    config.check(cfg, "evaluate")
     report, out = measuring.evaluate(words[0], cfg, trust)
     console = Console()
     for section, numbers in report.items():

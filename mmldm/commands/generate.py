@@ -40,7 +40,20 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    args = parser().parse_args(argv)
+    args = parser().parse_intermixed_args(argv)
+    for name in ("n", "steps", "batch", "seconds"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"wanted {'-n' if name == 'n' else '--' + name} above 0, got {value:g}")
+    fields = fields_of(args)
+    from mmldm.pipeline import Pipeline
+
+    pipeline = Pipeline.load(args.model, args.trust, args.device)
+    return run(pipeline, fields, args)
+
+
+def fields_of(args: argparse.Namespace) -> dict[str, list]:
+    """The prompts and the --field values, one of each per prompt."""
     prompts = [*args.prompts]
     if args.prompts_file:
         prompts += [line.strip() for line in args.prompts_file.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -52,78 +65,134 @@ def main(argv: list[str]) -> int:
         fields[key] = [value] * max(1, len(prompts))
     if not fields:
         raise ValueError('wanted a prompt, got none; for example: mmldm generate MODEL "a red circle"')
-    from mmldm.pipeline import Pipeline
-
-    pipeline = Pipeline.load(args.model, args.trust, args.device)
-    return run(pipeline, fields, args)
+    return fields
 
 
 def run(pipeline, fields: dict[str, list], args: argparse.Namespace) -> int:
     """Generate with a progress bar and write files, one JSON beside each, and a sheet of all."""
-    from rich.progress import Progress
-
     from mmldm import config
     from mmldm.commands.arguments import parse_size
-    from mmldm.commands.outputs import write_samples
+    from mmldm.commands.outputs import check_suffix, write_samples
+    from mmldm.commands.progress import progress
 
     size = parse_size(args.size)
     medias = pipeline.medias(args.seconds, size)
-    options = {
+    check_suffix(medias, args.format)
+    chosen = {
         "steps": args.steps,
         "guidance": args.guidance,
-        "negative": args.negative,
         "solver": config.member("diffusion/solver", args.solver),
         "grid": config.member("diffusion/grid", args.grid),
     }
-    known = known_media(pipeline, medias, args)
-    with Progress(disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("generating", total=None)
+    sampler = pipeline.sampler(**chosen)
+    fields = completed(pipeline, fields, args.seconds)
+    known = known_media(medias, args)
+    with progress("generating") as tell:
         samples = pipeline.generate(
             fields,
             args.n,
             args.seed,
-            **options,
+            **chosen,
+            negative=args.negative,
             seconds=args.seconds,
             size=size,
             known=known,
             batch_size=args.batch,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=tell,
         )
-    written = write_samples(samples, args.out, {"model": str(args.model), **vars_of(args)}, args.format)
+    written = write_samples(samples, args.out, recipe(fields, sampler, known, args), args.format)
     print(f"{len(samples)} samples in {args.out}")
     for path in written:
         print(f"  {path}")
     return 0
 
 
-def vars_of(args: argparse.Namespace) -> dict:
-    """The arguments that decide what comes out, as plain values."""
-    names = ("steps", "guidance", "negative", "solver", "grid", "seconds", "size", "known", "keep", "first")
-    return {n: str(v) if isinstance(v, Path) else v for n in names if (v := getattr(args, n)) is not None}
+def completed(pipeline, fields: dict[str, list], seconds: float | None) -> dict[str, list]:
+    """The fields, with the asked duration where the model reads one; raises ValueError for a field it does not read."""
+    keys = {key for key, _ in pipeline.model.conditions.readers.values()}
+    strange = sorted(set(fields) - keys - {"text"})
+    if strange:
+        raise ValueError(
+            f"wanted a field of this model, got {', '.join(strange)}; choose from {', '.join(sorted(keys | {'text'}))}"
+        )
+    if seconds is not None and "seconds" in keys - set(fields):
+        fields = {**fields, "seconds": [seconds] * len(next(iter(fields.values())))}
+    return fields
 
 
-def known_media(pipeline, medias: dict, args: argparse.Namespace) -> dict:
-    """What --known and --first give, as one Known per stream."""
-    from mmldm.commands.arguments import parse_span
+def recipe(fields: dict[str, list], sampler, known: dict, args: argparse.Namespace) -> dict:
+    """What decides what comes out, as plain values: the arguments, and the steps and guidance really used."""
+    names = ("negative", "solver", "grid", "seconds", "size", "known", "keep", "first")
+    given = {n: str(v) if isinstance(v, Path) else v for n in names if (v := getattr(args, n)) is not None}
+    scales = dict(sampler.guidance.scales)
+    return {
+        "model": str(args.model),
+        "fields": {key: values[0] for key, values in fields.items() if key != "text"},  # the same for all prompts
+        "n": args.n,
+        "steps": sampler.steps,
+        "guidance": scales["null"] if set(scales) == {"null"} else scales or 1.0,
+        **given,
+        **({"stream": next(iter(known))} if known else {}),
+    }
+
+
+# ---------------------------------------------------------------- what is given
+
+
+def known_media(medias: dict, args: argparse.Namespace) -> dict:
+    """What --known or --first gives, as one Known of one stream."""
+    if args.known is not None and args.first is not None:
+        raise ValueError("wanted --known or --first, got both; --first is --known of one frame")
+    if args.known is None and args.keep:
+        raise ValueError("wanted --known FILE with --keep, got --keep alone")
+    if args.known is None and args.first is None:
+        if args.stream:
+            raise ValueError("wanted --known FILE or --first IMAGE with --stream, got --stream alone")
+        return {}
+    if args.stream and args.stream not in medias:
+        raise ValueError(f"wanted a stream of this model, got {args.stream!r}; choose from {', '.join(medias)}")
+    if args.first is not None:
+        return first_frame(medias, args.first, args.stream)
+    return kept(medias, args.known, args.keep, args.stream)
+
+
+def first_frame(medias: dict, path: Path, stream: str | None) -> dict:
+    """A picture as the first frame of the moving pictures."""
     from mmldm.media import ImageMedia
     from mmldm.pipeline import Known
 
-    if args.known is None and args.first is None:
-        if args.keep:
-            raise ValueError("wanted --known FILE with --keep, got --keep alone")
-        return {}
-    moving = [s for s, m in medias.items() if m.time_axis is not None]
-    if args.first is not None:
-        streams = [s for s in moving if len(medias[s].shape) == 4]
-        stream = args.stream or (streams[0] if streams else None)
-        if stream is None:
-            raise ValueError(f"wanted a model with moving pictures for --first, got streams {', '.join(medias)}")
-        media = medias[stream]
-        still = ImageMedia(*media.shape[-2:]).load(args.first).x
-        return {stream: Known(still[:, None].expand(media.shape), 0.0, 1 / media.rate)}
-    stream = args.stream or (moving or list(medias))[0]
-    start, end = parse_span(args.keep)
-    return {stream: Known(medias[stream].load(args.known).x, start, end)}
+    fit = [s for s, m in medias.items() if m.time_axis is not None and len(m.shape) == 4 and stream in (None, s)]
+    if not fit:
+        raise ValueError(f"wanted a stream of moving pictures for --first, got {stream or ', '.join(medias)}")
+    media = medias[fit[0]]
+    still = ImageMedia(*media.shape[-2:]).load(path).x
+    return {fit[0]: Known(still[:, None].expand(media.shape), 0.0, 1 / media.rate)}
+
+
+def kept(medias: dict, path: Path, keep: str | None, stream: str | None) -> dict:
+    """The seconds of a file that are to be kept: of what the file really holds, all where `keep` says nothing."""
+    from mmldm.commands.arguments import parse_span
+    from mmldm.pipeline import Known
+
+    moving = [s for s, m in medias.items() if m.time_axis is not None and stream in (None, s)]
+    if not moving:
+        raise ValueError(f"wanted a stream that runs in time to continue {path}, got {stream or ', '.join(medias)}: a still")
+    fit = [s for s in moving if path.suffix.lower() in medias[s].suffixes]
+    if not fit:
+        choices = sorted({suffix for s in moving for suffix in medias[s].suffixes})
+        raise ValueError(f"wanted --known FILE of {', '.join(moving)}, got {path}; choose from {', '.join(choices)}")
+    media = medias[fit[0]]
+    clip, (start, end) = media.load(path), parse_span(keep)
+    held = clip.valid[media.time_axis] / media.rate
+    end = min(end, held)
+    if start >= end:
+        raise ValueError(f"wanted --keep within the {held:.3g} s that {path} holds, got {keep}")
+    if start <= 0 and end >= media.seconds - 0.5 / media.rate:
+        raise ValueError(
+            f"wanted something left to generate, got all of the {media.seconds:.3g} s kept of {path}; "
+            f"keep less, for example --keep 0:{media.seconds / 2:.3g}s, or ask for more --seconds"
+        )
+    return {fit[0]: Known(clip.x, start, end)}
 
 
 if __name__ == "__main__":

@@ -12,16 +12,18 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from mmldm import store, trained
+from mmldm.commands.progress import progress
 from mmldm.commands.sources import build_source, checked
 from mmldm.data import MediaDataset, Order, Source
 from mmldm.data.world import VOCABULARY, World
 from mmldm.diffusion.times import LogitNormal
 from mmldm.diffusion.weighting import UnitF
 from mmldm.evaluation import Probes, log_spectral_distance, mean_absolute_error, psnr, ssim
-from mmldm.interfaces import Batch, Media
+from mmldm.interfaces import Media
 from mmldm.media import MediaLogger, Page
 from mmldm.model import Model
 from mmldm.pipeline import Pipeline, Sample
+from mmldm.training.base import move
 from mmldm.training.diffusion import QUANTILES, DiffusionTraining
 
 __all__ = ["adherence", "evaluate", "losses", "reconstruction"]
@@ -30,17 +32,18 @@ __all__ = ["adherence", "evaluate", "losses", "reconstruction"]
 def evaluate(path: str | Path, cfg: DictConfig, trust: tuple[str, ...] = ()) -> tuple[dict[str, Any], Path]:
     """Measure a trained model on cfg.data; returns the report and the folder it was written to."""
     stored = store.load_model(path)
-    out = Path(cfg.out or Path(path) / "evaluation")
+    out = Path(cfg.out or run_of(path) / "evaluation")
+    (out / "index.json").unlink(missing_ok=True)  # a fresh page
     page = Page(out)
-    report: dict[str, Any] = {"model": str(path), "data": str(cfg.data.path or f"world/{cfg.data.get('kind')}")}
+    told = cfg.data.get("path") or (f"world/{cfg.data.kind}" if "kind" in cfg.data else "its own source")
+    report: dict[str, Any] = {"model": str(path), "data": str(told)}
     if stored.spec["kind"] == "codec":
         report["reconstruction"] = reconstruction(stored, cfg, page, trust)
     else:
         pipeline = Pipeline.load(path, trust)
-        source = sized_source(cfg, pipeline.medias(cfg.data.seconds, cfg.data.size))
-        report["loss"] = losses(
-            pipeline.model, source, pipeline.medias(cfg.data.seconds, cfg.data.size), cfg.count, cfg.batch_size
-        )
+        medias = pipeline.medias(cfg.data.seconds, cfg.data.size)
+        source = sized_source(cfg, medias)
+        report["loss"] = losses(pipeline.model, source, medias, cfg.count, cfg.batch_size)
         if isinstance(source, World):
             for split in ("train", "heldout"):
                 sampled = {"steps": cfg.steps, "guidance": cfg.guidance, "seed": cfg.seed, "batch_size": cfg.batch_size}
@@ -53,6 +56,12 @@ def evaluate(path: str | Path, cfg: DictConfig, trust: tuple[str, ...] = ()) -> 
     page.write()
     (out / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
     return report, out
+
+
+def run_of(path: str | Path) -> Path:
+    """The run folder of a trained model, given as the run or as its model folder."""
+    path = Path(path)
+    return path.absolute().parent if path.absolute().name == "model" and (path / "manifest.json").is_file() else path
 
 
 def sized_source(cfg: DictConfig, medias: Mapping[str, Media]) -> Source:
@@ -75,21 +84,23 @@ def reconstruction(
 ) -> dict[str, float]:
     """Mean reconstruction metrics over the data, by what the media is: pictures, sounds or anything else."""
     ((stream, part),) = trained.load_codecs(stored, trust).items()
-    codec = part.codec
+    codec = part.codec.to("cuda" if torch.cuda.is_available() else "cpu")
+    device = next(codec.parameters(), torch.empty(0)).device
     codec.media = media = trained.sized(codec.media, cfg.data.seconds, cfg.data.size)
     source, sums, count = sized_source(cfg, {stream: media}), {}, 0
-    with torch.no_grad():
+    with torch.no_grad(), progress("reconstructing") as tell:
         for batch in batches(source, {stream: media}, {}, cfg.count, cfg.batch_size):
-            x = batch.media[stream]
+            x = batch.media[stream].to(device)
             y = codec.decode(codec.encode(x).mean, x.shape[1:])
             if not count:
                 pairs = [tensor for pair in zip(x[:8], y[:8], strict=True) for tensor in pair]
                 MediaLogger(page).media(
-                    section, 0, media, torch.stack(pairs), ["original", "reconstruction"] * (len(pairs) // 2)
+                    section, 0, media, torch.stack(pairs).float().cpu(), ["original", "reconstruction"] * (len(pairs) // 2)
                 )
             for name, metric in metrics_of(media, codec).items():
                 sums[name] = sums.get(name, 0.0) + float(metric(y.float(), x).sum())
             count += len(x)
+            tell(count, min(cfg.count, len(source)))
     return {name: value / count for name, value in sums.items()}
 
 
@@ -111,18 +122,16 @@ def metrics_of(media: Media, codec) -> dict[str, Callable]:
 @torch.no_grad()
 def losses(model: Model, source: Source, medias: Mapping[str, Media], items: int, size: int) -> dict[str, float]:
     """The unweighted loss of the prediction at fixed noise levels t, over the first clips of the data."""
-    probe = DiffusionTraining(model, LogitNormal(), UnitF(), optimizer=torch.optim.SGD)
+    device = next(model.denoiser.parameters()).device
+    probe = DiffusionTraining(model, LogitNormal(), UnitF(), optimizer=torch.optim.SGD).to(device)
     totals, count = dict.fromkeys(QUANTILES, 0.0), 0
-    for batch in batches(source, medias, model.conditions.readers, items, size):
-        found = level_losses(probe, batch)
-        totals = {t: totals[t] + found[t] * len(batch) for t in totals}
-        count += len(batch)
+    with progress("loss") as tell:
+        for batch in batches(source, medias, model.conditions.readers, items, size):
+            found = probe.losses_by_level(move(batch, device))
+            totals = {t: totals[t] + float(found[t]) * len(batch) for t in totals}
+            count += len(batch)
+            tell(count, min(items, len(source)))
     return {f"t={t}": value / count for t, value in totals.items()}
-
-
-def level_losses(probe: DiffusionTraining, batch: Batch) -> dict[float, float]:
-    """Mean loss of one batch at each level."""
-    return {t: float(value) for t, value in probe.losses_by_level(batch).items()}
 
 
 def adherence(
@@ -130,7 +139,8 @@ def adherence(
 ) -> tuple[dict[str, float], list[Sample]]:
     """Share of samples that have what their prompt says, by attribute of the built-in world, and the samples."""
     prompts = World(kind).prompts(count, split, seed=1)
-    samples = pipeline.generate([caption for caption, _ in prompts], **options)
+    with progress(f"generating, {split}") as tell:
+        samples = pipeline.generate([caption for caption, _ in prompts], progress=tell, **options)
     probes, right = Probes(VOCABULARY), {name: 0 for name in prompts[0][1]}
     for sample, (_, wanted) in zip(samples, prompts, strict=True):
         rates = {stream: media.rate for stream, media in sample.medias.items()}
@@ -143,5 +153,5 @@ def adherence(
 def show(page: Page, section: str, samples: list[Sample]) -> None:
     """Put samples on a page, with their prompts."""
     for stream, media in samples[0].medias.items():
-        xs = torch.stack([s.streams[stream] for s in samples])
+        xs = torch.stack([s.streams[stream].float().cpu() for s in samples])
         MediaLogger(page).media(section, 0, media, xs, [s.prompt for s in samples])

@@ -10,9 +10,11 @@ from typing import Any
 
 from mmldm.interfaces import Media
 from mmldm.media import AudioMedia, ImageMedia, VideoMedia, sheet
+from mmldm.media.encode import SOUND, VIDEO
+from mmldm.media.image import SAVED
 from mmldm.pipeline import Sample
 
-__all__ = ["write_samples"]
+__all__ = ["check_suffix", "write_samples"]
 
 
 def write_samples(samples: Sequence[Sample], folder: Path, recipe: Mapping[str, Any], suffix: str | None = None) -> list[Path]:
@@ -48,6 +50,24 @@ def write_one(sample: Sample, folder: Path, stem: str, metadata: Mapping[str, st
         )
         for s, media in sample.medias.items()
     ]
+
+
+def check_suffix(medias: Mapping[str, Media], suffix: str | None) -> None:
+    """Raise ValueError where a sample of these streams cannot be written with the suffix."""
+    if suffix is None:
+        return
+    joint = len(medias) == 2 and {VideoMedia, AudioMedia} == {type(m) for m in medias.values()}
+    for media in medias.values():
+        choices = tuple(VIDEO) if joint else writable(media)
+        if dotted(suffix) not in choices:
+            raise ValueError(f"wanted a --format this model can be written in, got {suffix}; choose from {', '.join(choices)}")
+
+
+def writable(media: Media) -> tuple[str, ...]:
+    """The suffixes that a media can be written with."""
+    if isinstance(media, ImageMedia):
+        return SAVED
+    return tuple(SOUND if isinstance(media, AudioMedia) else VIDEO if isinstance(media, VideoMedia) else media.suffixes)
 
 
 def default_suffix(media: Media) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-HELP = "train a codec or a diffusion model (Hydra overrides)"
 USAGE = """usage: mmldm train experiment=NAME [key=value …] [--multirun] [--config-dir DIR] [--dry-run]
 
-Trains a codec or a diffusion model on your files; the same command continues a run that was stopped.
+Trains a codec or a diffusion model on your files; the same command with the same run= continues a run that was stopped.
 
   mmldm train experiment=image_codec data.path=DIR run=runs/codec
   mmldm train experiment=image_diffusion data.path=DIR codec.image=runs/codec run=runs/image
@@ -16,7 +15,7 @@ Trains a codec or a diffusion model on your files; the same command continues a 
 
 Any key of conf/ can be overridden: denoiser=dit_s trainer.max_steps=10000 optimizer.lr=3e-4 data.batch_size=32
   --config-dir DIR   a folder of your own yaml files, laid out like conf/
-  --multirun         one run for each combination of comma-separated values
+  --multirun         one run, RUN/0, RUN/1 …, for each combination of comma-separated values
   --dry-run          build everything, print sizes, train nothing
 """
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
-import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,52 +13,65 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
-from mmldm import config, store, trained
+from mmldm import config, pipeline, store, trained
 from mmldm.commands import cards
+from mmldm.commands.job import Job
 from mmldm.commands.sources import build_data
-from mmldm.interfaces import Codec, Media
+from mmldm.interfaces import Codec
 from mmldm.media import MediaLogger, Page
 from mmldm.model import Whitening
-from mmldm.training import EMA, CodecTraining, Curves, Resume, Samples, Speed
-from mmldm.training.base import Training
+from mmldm.training import EMA, CodecTraining, Curves, Progress, Resume, Samples, Speed
 
-__all__ = ["Job", "dry_run", "prepare", "train"]
+__all__ = ["dry_run", "prepare", "train"]
 
 console = Console(stderr=True)
 
 
-@dataclass
-class Job:
-    """Everything one training needs, built: the module, its data, the plain spec that its model folder will carry."""
-
-    cfg: DictConfig
-    run: Path
-    module: Training
-    data: lightning.LightningDataModule
-    spec: dict[str, Any]
-    medias: dict[str, Media]
-
-
 def train(cfg: DictConfig) -> Path:
-    """Train what the configuration describes and write RUN/model; returns the run folder."""
-    started = time.monotonic()
+    """Train what the configuration describes and write RUN/model; returns the run folder. The same call continues a run."""
     job = prepare(cfg)
-    page = Page(job.run)
     resume, ema = Resume(job.run / "resume", cfg.checkpoint_every), EMA(cfg.ema)
+    if resume.latest and (done := finished(job, resume.latest)):
+        console.print(done)
+        return job.run
+    page = Page(job.run, title=job.run.name)
     trainer = build_trainer(job, page, resume, ema)
-    latest = resume.latest
-    if latest:
-        step = torch.load(latest, weights_only=True, map_location="cpu")["global_step"]
+    if resume.latest:
+        step = torch.load(resume.latest, weights_only=True, map_location="cpu")["global_step"]
         job.data.set_start(step * cfg.trainer.accumulate_grad_batches)
+        keep_log(job.run / "logs" / "metrics.csv", step)
         console.print(f"continuing {job.run} from step {step}")
-    with warnings.catch_warnings():
+    with resume.signals(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(job.module, job.data, ckpt_path=latest, weights_only=True)
-    with ema.averaged(job.module):
-        export(job, trainer, page, time.monotonic() - started)
-    page.write()
-    console.print(f"trained {trainer.global_step} steps; model in {job.run / 'model'}, page in {job.run / 'index.html'}")
+        trainer.fit(job.module, job.data, ckpt_path=resume.latest, weights_only=True)
+        if resume.stopped:
+            console.print(f"stopped at step {trainer.global_step}, saved; the same command continues")
+            raise SystemExit(0)
+        if resume.validated != trainer.global_step:
+            trainer.validate(job.module, job.data, verbose=False)
+    if trainer.is_global_zero:
+        job.module.to(trainer.strategy.root_device)
+        with ema.averaged(job.module):
+            export(job, trainer)
+        page.write()
+        console.print(f"trained {trainer.global_step} steps; model in {job.run / 'model'}, page in {job.run / 'index.html'}")
     return job.run
+
+
+def finished(job: Job, checkpoint: Path) -> str:
+    """A sentence where this run has ended already and left its model; else nothing."""
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    steps, minutes = job.cfg.trainer.max_steps, job.cfg.minutes
+    over = 0 < steps <= state["global_step"] or (minutes is not None and state["seconds"] >= 60 * minutes)
+    if not (over and (job.run / "model" / "manifest.json").is_file()):
+        return ""
+    return f"{job.run} has ended at step {state['global_step']}; raise trainer.max_steps or minutes, or choose another run="
+
+
+def keep_log(path: Path, step: int) -> None:
+    """Put the numbers logged before a resume aside: the CSV logger begins a new file."""
+    if path.is_file():
+        path.rename(path.with_name(f"metrics-before-{step}.csv"))
 
 
 def dry_run(cfg: DictConfig) -> None:
@@ -84,8 +94,6 @@ def prepare(cfg: DictConfig) -> Job:
     """Check the whole configuration, then build model, data and training module."""
     config.check(cfg)
     quiet()
-    run = Path(cfg.run)
-    run.mkdir(parents=True, exist_ok=True)
     lightning.seed_everything(cfg.seed, verbose=False)
     if not cfg.codec:
         raise ValueError("wanted a codec, got none; choose for example codec=image_f4, or codec.image=RUN of a trained one")
@@ -100,17 +108,31 @@ def prepare(cfg: DictConfig) -> Job:
         "minutes": cfg.minutes,
     }
     if issubclass(task.func, CodecTraining):
-        stream = only(codecs)
-        metrics = {name: config.build(node) for name, node in cfg.loss.metrics.items()}
-        module = task(codec=codecs[stream], stream=stream, loss=config.build(cfg.loss.terms), metrics=metrics, **common)
-        readers = {}
+        module, readers = codec_task(cfg, task, codecs, common), {}
     else:
         spec |= diffusion_spec(cfg)
         model = trained.build_model(spec, codecs, whitenings, trust=None)
         drawn = {name: config.build(cfg.diffusion[name] or None) for name in ("times", "weighting", "known")}
         module, readers = task(model=model, **drawn, **common), model.conditions.readers
+        pipeline.Pipeline(model, spec, trust=None).sampler()  # a sampler that cannot be built is told now
     data = build_data(cfg, medias, readers, codecs, cfg.trainer.accumulate_grad_batches)
+    run = config.run_folder(cfg)
+    run.mkdir(parents=True, exist_ok=True)
     return Job(cfg, run, module, data, spec, medias)
+
+
+def codec_task(cfg: DictConfig, task: Callable[..., CodecTraining], codecs: Mapping[str, Codec], common: dict) -> CodecTraining:
+    """The training of the one codec, new or continued from a trained one."""
+    if len(codecs) != 1:
+        raise ValueError(f"wanted one codec to train, got {', '.join(codecs)}")
+    if cfg.data.cache:
+        raise ValueError("wanted files to train a codec on, got data.cache: latents cannot train what makes them")
+    ((stream, codec),) = codecs.items()
+    codec.requires_grad_(True)
+    metrics = {name: config.build(node) for name, node in cfg.loss.metrics.items()}
+    regulariser = getattr(codec, "regulariser", None)
+    loss = config.build(cfg.loss.terms)
+    return task(codec=codec, stream=stream, loss=loss, regulariser=regulariser, metrics=metrics, **common)
 
 
 def build_codecs(cfg: DictConfig) -> tuple[dict[str, Codec], dict[str, Whitening], dict[str, Any]]:
@@ -120,9 +142,9 @@ def build_codecs(cfg: DictConfig) -> tuple[dict[str, Codec], dict[str, Whitening
     for stream, node in cfg.codec.items():
         if isinstance(node, str):
             found = trained.load_codecs(store.load_model(node), tuple(cfg.trust))
-            if stream not in found and len(found) > 1:
-                raise ValueError(f"wanted a codec of {stream} in {node}, got {', '.join(found)}")
-            loaded = found.get(stream) or next(iter(found.values()))
+            if stream not in found:
+                raise ValueError(f"wanted a codec of {stream} in {node}, got one of {', '.join(found)}")
+            loaded = found[stream]
             codec, whitening, plain, clip = loaded.codec, loaded.whitening, loaded.spec, loaded.clip
         else:
             codec, plain, clip = config.build(node), config.resolved(node), {}
@@ -149,20 +171,16 @@ def diffusion_spec(cfg: DictConfig) -> dict[str, Any]:
 
 def build_trainer(job: Job, page: Page, resume: Resume, ema: EMA) -> lightning.Trainer:
     """The Lightning trainer with every callback, in the order that validation needs."""
-    from lightning.pytorch.callbacks import RichProgressBar
-
     cfg, log = job.cfg, MediaLogger(page)
     loggers = [config.build(node, save_dir=str(job.run / "logs")) for node in cfg.logger.values() if node]
     shown = cards.previews(job, cfg.previews)
-    callbacks = [Curves(log.scalars), Samples(shown, log.media), ema, resume, Speed()]
-    if os.isatty(2):
-        callbacks.append(RichProgressBar(leave=True))
+    callbacks = [Curves(log.scalars), Samples(shown, log.media), ema, resume, Speed(cfg.trainer.log_every_n_steps), Progress()]
     options = {
         "precision": precision(cfg.trainer.precision),
         "check_val_every_n_epoch": None,
         "logger": loggers or False,
         "callbacks": callbacks,
-        "enable_progress_bar": os.isatty(2),
+        "enable_progress_bar": False,
         "enable_checkpointing": False,
         "enable_model_summary": False,
         "use_distributed_sampler": False,
@@ -181,13 +199,6 @@ def precision(asked: str | None) -> str:
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "32-true"
 
 
-def only(codecs: Mapping[str, Codec]) -> str:
-    """The name of the only stream."""
-    if len(codecs) != 1:
-        raise ValueError(f"wanted one codec to train, got {', '.join(codecs) or 'none'}")
-    return next(iter(codecs))
-
-
 def quiet() -> None:
     """Lightning's own announcements say nothing about this training."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -197,9 +208,9 @@ def quiet() -> None:
 # ---------------------------------------------------------------- the end of a run
 
 
-def export(job: Job, trainer: lightning.Trainer, page: Page, seconds: float) -> None:
+def export(job: Job, trainer: lightning.Trainer) -> None:
     """Fit the whitening of a codec, then write the model folder."""
-    module, facts = job.module, cards.facts(job, trainer, seconds)
+    module, facts = job.module, cards.facts(job, trainer)
     module.eval()
     if isinstance(module, CodecTraining):
         module.fit_whitening(job.data.sample_batches(job.cfg.whitening_batches))

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mmldm import keyed
 from mmldm.interfaces import Axis, Reference
 
-__all__ = [
-    "Box", "Context", "Drawn", "First", "KnownDraw", "KnownMixture", "Nothing", "Prefix", "Span", "Suffix", "Whole",
-    "cells_covered", "cells_known", "merge", "snap",
-]  # fmt: skip
-
-Cells = Mapping[str, Sequence[int]]
-Axes = Mapping[str, Sequence[Axis]]
-Streams = tuple[str, ...] | None
+__all__ = ["Context", "cells_covered", "cells_kept", "cells_known", "merge", "reference_cells", "snap"]
 
 
 @dataclass(frozen=True)
@@ -122,175 +113,54 @@ def cells_known(
     return out
 
 
-# ---------------------------------------------------------------- masks of training
+def cells_kept(
+    span: tuple[float, float],
+    seconds: float | None,
+    axes: Sequence[Axis],
+    cells: Sequence[int],
+    lookahead: int | None,
+    patch: Sequence[int],
+) -> Tensor:
+    """Cells (*L) of a clip of `seconds` (None: a still, kept wholly) that hold the seconds [start, end) of `span`, in whole
+    patches; raises ValueError, with what could be kept, where no cell can hold it."""
+    if seconds is None:
+        return torch.ones(tuple(cells), dtype=torch.bool)
+    start, end = span[0], span[1] if span[1] < seconds else float("inf")
+    got = f"got {span[0]:g}:{span[1]:g}; choose 0:{seconds:g}, or give media as a reference"
+    if lookahead is None and (start > 0 or end < seconds):
+        raise ValueError(f"wanted a codec that is causal in time to keep a part, {got}")
+    if start > 0:
+        raise ValueError(f"wanted a part from the start to keep (0:END), as a codec that is causal in time can hold, {got}")
+    lengths = [axis.length(n) for axis, n in zip(axes, cells, strict=True)]
+    mask = snap(cells_known({"time": [(start, end)]}, axes, lengths, lookahead), patch)
+    if not bool(mask.any()):
+        (axis, size), *_ = [(a, p) for a, p in zip(axes, patch, strict=True) if a.name == "time"]
+        least = min((axis.length(size) + (lookahead or 0)) * axis.unit, seconds)
+        raise ValueError(f"wanted at least {least:.3g} s from the start to keep, {got}")
+    return mask
 
 
-class KnownDraw(ABC):
-    """A law of known cells: draws one item's masks for all streams, in physical units, so that streams agree in time."""
-
-    @abstractmethod
-    def masks(self, random: torch.Generator, cells: Cells, axes: Axes) -> dict[str, Tensor]:
-        """The masks (*L) of the streams of which something is known."""
-
-    def draw(self, key: Sequence[int | str], position: int, cells: Cells, axes: Axes) -> dict[str, Tensor]:
-        """One item's masks (*L) bool of every stream, keyed by (*key, position)."""
-        drawn = self.masks(keyed.generator(*key, int(position)), cells, axes)
-        return {stream: drawn.get(stream, torch.zeros(tuple(size), dtype=torch.bool)) for stream, size in cells.items()}
+# ---------------------------------------------------------------- beside the grid
 
 
-class Nothing(KnownDraw):
-    """Nothing is known: plain generation."""
+def reference_cells(
+    z: Tensor, positions: Tensor, cells: Mapping[int, Tensor], valid: Tensor | None = None
+) -> tuple[Reference, ...]:
+    """Cells of z (B, D, *L) at `positions` (*L, A, 2) as references, one for each axis in `cells`.
 
-    def masks(self, random: torch.Generator, cells: Cells, axes: Axes) -> dict[str, Tensor]:
-        return {}
-
-
-@dataclass(frozen=True)
-class First(KnownDraw):
-    """The first `count` cells along an axis are known (of a causal codec: a still that begins the clip)."""
-
-    axis: str = "time"
-    count: int = 1
-    streams: Streams = None
-
-    def masks(self, random: torch.Generator, cells: Cells, axes: Axes) -> dict[str, Tensor]:
-        having = _having(self.axis, axes, self.streams)
-        return {s: _lines(cells[s], a, torch.arange(cells[s][a]) < self.count) for s, a in having}
-
-
-@dataclass(frozen=True)
-class Box(KnownDraw):
-    """A box is unknown (or, `inside`, known): along each of `axes` a share of the extent between `low` and `high`, anywhere.
-
-    The streams that have any of the axes share the box; along their other axes it is everything.
+    cells[axis] (B,) is the cell taken along that axis (all of the others), -1 in rows without one; a row whose cell is not
+    wholly `valid` (B, *L) has none either. An axis that no row asks for gives no reference.
     """
-
-    axes: tuple[str, ...] = ("height", "width")
-    low: float = 0.25
-    high: float = 0.75
-    inside: bool = False
-    streams: Streams = None
-
-    def __post_init__(self):
-        _check_range(self.low, self.high)
-
-    def interval(self, random: torch.Generator) -> tuple[float, float]:
-        """Begin and end of the box as shares of an axis."""
-        size, place = torch.rand(2, generator=random, dtype=torch.float64).tolist()
-        size = self.low + size * (self.high - self.low)
-        return place * (1 - size), place * (1 - size) + size
-
-    def masks(self, random: torch.Generator, cells: Cells, axes: Axes) -> dict[str, Tensor]:
-        boxes: dict[str, Tensor] = {}
-        for name in self.axes:
-            low, high = self.interval(random)
-            having = _having(name, axes, self.streams)
-            edges = {s: axes[s][a].edges(cells[s][a]).double() for s, a in having}
-            extent = max((float(e[-1, 1]) for e in edges.values()), default=0.0)
-            for s, a in having:
-                begin, end = edges[s].unbind(-1)
-                slack = 0.01 * axes[s][a].unit
-                if self.inside:
-                    line = (begin >= low * extent - slack) & (end <= high * extent + slack)
-                else:
-                    line = (end > low * extent + slack) & (begin < high * extent - slack)
-                boxes[s] = boxes.get(s, torch.ones((), dtype=torch.bool)) & _lines(cells[s], a, line)
-        return boxes if self.inside else {s: ~box for s, box in boxes.items()}
-
-
-class Span(Box):
-    """A span along one axis is unknown, what lies before and after it is known (or, `inside`, the reverse)."""
-
-    def __init__(self, axis: str = "time", low: float = 0.1, high: float = 0.9, inside: bool = False, streams: Streams = None):
-        super().__init__((axis,), low, high, inside, streams)
-
-
-class Prefix(Box):
-    """The beginning of an axis is known, a share of it between `low` and `high` (extension)."""
-
-    def __init__(self, axis: str = "time", low: float = 0.1, high: float = 0.9, streams: Streams = None):
-        super().__init__((axis,), low, high, True, streams)
-
-    def interval(self, random: torch.Generator) -> tuple[float, float]:
-        return 0.0, self.low + float(torch.rand((), generator=random, dtype=torch.float64)) * (self.high - self.low)
-
-
-class Suffix(Prefix):
-    """The end of an axis is known; not for causal codecs, whose later cells know the beginning."""
-
-    def interval(self, random: torch.Generator) -> tuple[float, float]:
-        return 1.0 - super().interval(random)[1], 1.0
-
-
-@dataclass(frozen=True)
-class Whole(KnownDraw):
-    """One stream is known entirely: the others are made for it."""
-
-    stream: str
-
-    def masks(self, random: torch.Generator, cells: Cells, axes: Axes) -> dict[str, Tensor]:
-        if self.stream not in cells:
-            raise ValueError(f"wanted a stream to be known wholly, got {self.stream!r}; choose from {sorted(cells)}")
-        return {self.stream: torch.ones(tuple(cells[self.stream]), dtype=torch.bool)}
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A batch of draws: `known[stream]` (B, *L) bool and `absent[stream]` (B,) bool (level t = 1, loss 0)."""
-
-    known: dict[str, Tensor]
-    absent: dict[str, Tensor]
-
-
-class KnownMixture:
-    """One law per item: `draws` are (probability, KnownDraw), the rest is Nothing; `absent` gives the probability that a stream
-    is not there, in their order. A stream of which something is known is never absent; something always remains to be made."""
-
-    def __init__(self, draws: Sequence[tuple[float, KnownDraw]] = (), absent: Mapping[str, float] | None = None):
-        self.draws, self.absent = [(float(p), draw) for p, draw in draws], dict(absent or {})
-        every = [p for p, _ in self.draws]
-        if any(not 0 <= p <= 1 for p in (*every, *self.absent.values())) or sum(every) > 1 + 1e-9:
-            raise ValueError(f"wanted probabilities in [0, 1] whose sum is at most 1, got {every} and {self.absent}")
-
-    def __call__(self, key: Sequence[int | str], positions: Sequence[int] | Tensor, cells: Cells, axes: Axes) -> Drawn:
-        """The draws of a batch, item i keyed by (*key, positions[i]) alone."""
-        unknown = set(self.absent) - set(cells)
-        if unknown:
-            raise ValueError(f"wanted absent streams among {sorted(cells)}, got {sorted(unknown)}")
-        items = [self._item(key, int(p), cells, axes) for p in positions]
-        return Drawn({s: torch.stack([known[s] for known, _ in items]) for s in cells},
-                     {s: torch.tensor([s in absent for _, absent in items]) for s in cells})  # fmt: skip
-
-    def _item(self, key: Sequence[int | str], position: int, cells: Cells, axes: Axes) -> tuple[dict[str, Tensor], set[str]]:
-        random = keyed.generator(*key, "which", position)
-        u, *chances = torch.rand(1 + len(cells), generator=random, dtype=torch.float64).tolist()
-        chosen: KnownDraw = Nothing()
-        for probability, draw in self.draws:
-            if 0 <= u < probability:
-                chosen = draw
-                break
-            u -= probability
-        known = chosen.draw((*key, "known"), position, cells, axes)
-        free = [s for s in cells if not bool(known[s].all())]
-        absent: set[str] = set()
-        for stream, chance in zip(cells, chances, strict=True):
-            wanted = chance < self.absent.get(stream, 0.0) and not bool(known[stream].any())
-            if wanted and any(s != stream and s not in absent for s in free):
-                absent.add(stream)
-        return known, absent
-
-
-def _having(name: str, axes: Axes, streams: Streams) -> list[tuple[str, int]]:
-    """The streams (of those wanted) that have the axis, with its index."""
-    wanted = [s for s in axes if streams is None or s in streams]
-    return [(s, i) for s in wanted for i, axis in enumerate(axes[s]) if axis.name == name]
-
-
-def _lines(size: Sequence[int], axis: int, line: Tensor) -> Tensor:
-    """A mask along one axis, the same along the others: (*L)."""
-    return line.reshape([-1 if i == axis else 1 for i in range(len(size))]).expand(*size)
-
-
-def _check_range(low: float, high: float) -> None:
-    if not 0 <= low <= high <= 1:
-        raise ValueError(f"wanted 0 <= low <= high <= 1, got {low} and {high}")
+    found = []
+    for axis, cell in sorted(cells.items()):
+        if not bool((cell >= 0).any()):
+            continue
+        cell = cell.to(z.device)
+        rows, present = cell.clamp(min=0), cell >= 0
+        part = [1 if i == axis else n for i, n in enumerate(z.shape[2:])]
+        place = rows.reshape(-1, *[1] * len(part))
+        if valid is not None:
+            present = present & valid.gather(1 + axis, place.expand(-1, *part)).flatten(1).all(1)
+        at = positions.index_select(axis, rows.to(positions.device)).movedim(axis, 0).unsqueeze(1 + axis)
+        found.append(Reference(z.gather(2 + axis, place[:, None].expand(-1, z.shape[1], *part)), at, present))
+    return tuple(found)

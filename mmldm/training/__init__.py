@@ -5,6 +5,6 @@ from mmldm.training.diffusion import DiffusionTraining
 from mmldm.training.ema import EMA
 from mmldm.training.resume import Resume
 from mmldm.training.schedule import Schedule
-from mmldm.training.watch import Curves, Samples, Speed
+from mmldm.training.watch import Curves, Progress, Samples, Speed
 
-__all__ = ["EMA", "CodecTraining", "Curves", "DiffusionTraining", "Resume", "Samples", "Schedule", "Speed"]
+__all__ = ["EMA", "CodecTraining", "Curves", "DiffusionTraining", "Progress", "Resume", "Samples", "Schedule", "Speed"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from mmldm import keyed
-from mmldm.diffusion.known import Context, KnownMixture, snap
+from mmldm.diffusion.draws import KnownMixture
+from mmldm.diffusion.known import Context, reference_cells, snap
 from mmldm.diffusion.prediction import expand
 from mmldm.diffusion.times import Times, permutation, stratified
 from mmldm.diffusion.weighting import Weighting, loss_weight
@@ -25,7 +27,7 @@ QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 class DiffusionTraining(Training):
     """Trains the denoiser and the conditions of `model`; its codecs are frozen.
 
-    `times` draws the noise levels, `weighting` weighs them, `known` draws which cells are given. The loss of a step is the sum
+    `times` draws the noise levels, `weighting` weighs them, `known` draws what is given. The loss of a step is the sum
     over samples and streams of the mean over that sample's unknown valid cells, divided by the global batch size.
     """
 
@@ -103,7 +105,8 @@ class DiffusionTraining(Training):
     def contexts(
         self, batch: Batch, z: Mapping[str, Tensor], valid: Mapping[str, Tensor | None], t: dict[str, Tensor]
     ) -> tuple[dict[str, Context], dict[str, Tensor]]:
-        """Positions, drawn known cells and padding of every stream; absent streams get t = 1 and no padding, as in sampling."""
+        """Positions, padding, drawn known cells and references of every stream; absent streams get t = 1 and no padding, as in
+        sampling."""
         drawn, t, context = None, dict(t), {}
         if self.known is not None:
             axes = {s: self.model.codecs[s].axes for s in z}
@@ -121,6 +124,10 @@ class DiffusionTraining(Training):
             t[stream] = t[stream].masked_fill(~there.to(x.device), 1.0)
             given = None if mask is None else x
             context[stream] = self.model.context(stream, x.shape[2:], x.device, z=given, known=mask, valid=cells)
+            if drawn is not None and drawn.places[stream]:
+                places = {axis: torch.where(there, cell, -1) for axis, cell in drawn.places[stream].items()}
+                beside = reference_cells(x, context[stream].positions, places, cells)
+                context[stream] = replace(context[stream], references=beside)
         return context, t
 
     def losses(

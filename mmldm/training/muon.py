@@ -15,8 +15,8 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 class Muon(torch.optim.Optimizer):
     """Momentum made orthogonal for matrices whose sides differ at most fourfold, AdamW for all other parameters.
 
-    One learning rate serves both: a Muon step is scaled by 0.2 sqrt(longer side), the size of AdamW's (Jordan et al. 2024, Muon;
-    Liu et al. 2025, arXiv 2502.16982, eq. 4). Matrices of one shape are made orthogonal together.
+    One learning rate serves both: a Muon step is scaled by 0.2 sqrt(longer side), the size of AdamW's (Jordan et al.
+    2024, Muon; Liu et al. 2025, arXiv 2502.16982, eq. 4). Matrices of one shape are made orthogonal together.
     """
 
     def __init__(

@@ -5,14 +5,18 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
 from torch import Tensor
 
 from mmldm.interfaces import Media
 
-__all__ = ["Samples", "Speed", "Curves", "Shown"]
+__all__ = ["Curves", "Progress", "Samples", "Shown", "Speed"]
 
 Shown = tuple[str, Media, Iterable[Tensor], list[str]]  # section of the page, media, tensors, captions
 
@@ -52,27 +56,91 @@ class Curves(Callback):
 
 
 class Speed(Callback):
-    """Logs steps and samples per second and the peak memory in GiB, over windows of `every` optimiser steps."""
+    """Logs steps and samples per second and the peak memory in GiB, over windows of `every` optimiser steps (None: as often as
+    the loggers write)."""
 
-    def __init__(self, every: int = 50):
+    def __init__(self, every: int | None = None):
         self.every, self.last, self.clock, self.samples = every, 0, 0.0, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.last, self.clock, self.samples = trainer.global_step, time.monotonic(), 0
+        self._begin(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.last, self.clock, self.samples = trainer.global_step, time.monotonic(), 0
+        self._begin(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         self.samples += len(batch) * trainer.world_size
-        steps = trainer.global_step - self.last
-        if steps < self.every:
+        step, every = trainer.global_step, self.every or trainer.log_every_n_steps
+        if step == self.last or not every or step % every:
             return
-        seconds = time.monotonic() - self.clock
-        pl_module.log_dict(
-            {"speed/steps_per_s": steps / seconds, "speed/samples_per_s": self.samples / seconds, "speed/memory_gib": memory()}
-        )
+        seconds = max(time.monotonic() - self.clock, 1e-9)
+        speeds = {"speed/steps_per_s": (step - self.last) / seconds, "speed/samples_per_s": self.samples / seconds}
+        pl_module.log_dict({**speeds, "speed/memory_gib": memory()}, batch_size=len(batch))
+        self._begin(trainer)
+
+    def _begin(self, trainer: Trainer) -> None:
         self.last, self.clock, self.samples = trainer.global_step, time.monotonic(), 0
+
+
+class Progress(Callback):
+    """How far a training is, at what loss and speed, and when it will end: a bar on a terminal, elsewhere a line every `every`
+    seconds."""
+
+    def __init__(self, every: float = 30.0, console: Console | None = None):
+        self.console = console or Console(stderr=True)
+        self.every = 0.5 if self.console.is_terminal else every
+        self.bar: Bar | None = None
+        self.began, self.shown, self.first = (0.0, 0.0), 0.0, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        self.began, self.first = (time.monotonic(), share(trainer, pl_module)), trainer.global_step
+        self.shown = self.began[0]
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.percentage:3.0f} %"), BarColumn(None), TextColumn("{task.description}"))
+            self.bar = Bar(*columns, console=self.console, expand=True)
+            self.bar.add_task("starting", total=1.0, completed=self.began[1])
+            self.bar.start()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        if trainer.is_global_zero and time.monotonic() - self.shown >= self.every:
+            self._show(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._show(trainer, pl_module)
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _show(self, trainer: Trainer, module: LightningModule) -> None:
+        now, done, step = time.monotonic(), share(trainer, module), trainer.global_step
+        spent, gained = now - self.began[0], done - self.began[1]
+        words = [f"step {step}", f"{(step - self.first) / max(spent, 1e-9):.2f} steps/s"]
+        loss = trainer.callback_metrics.get("train/loss")
+        if loss is not None:
+            words.insert(1, f"loss {float(loss):.4f}")
+        if gained > 0 and done < 1:
+            words.append(f"{timedelta(seconds=round(spent / gained * (1 - done)))} left")
+        self.shown, line = now, ", ".join(words)
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=done, description=line)
+        else:
+            self.console.print(f"{100 * done:3.0f} %  {line}", highlight=False, soft_wrap=True)
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+def share(trainer: Trainer, module: LightningModule) -> float:
+    """`module.progress()` as this process sees it: without a word to the others, so that one process alone may ask."""
+    minutes = getattr(module, "minutes", None)
+    done = trainer.global_step / trainer.max_steps if trainer.max_steps and trainer.max_steps > 0 else 0.0
+    return min(1.0, done if minutes is None else max(done, module.elapsed() / (60.0 * minutes)))
 
 
 def memory() -> float:
