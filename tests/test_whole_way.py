@@ -166,6 +166,15 @@ def test_the_same_command_again_continues_nothing_and_changes_nothing(house, mon
     assert part.read_bytes() == before
 
 
+def test_a_latent_as_a_condition(house, monkeypatch):
+    monkeypatch.chdir(house)
+    condition = "conditions=latent conditions.conditioners.latent.key=file conditions.conditioners.latent.codec=runs/codec"
+    mmldm(f"mmldm train experiment=image_diffusion codec.image=runs/codec data.path=photos run=runs/from-latent {condition}")
+    save_image(torch.zeros(3, 50, 60), "frame.png")
+    mmldm("mmldm generate runs/from-latent --field file=frame.png --steps 2 --out from-latent")
+    assert len(list(Path("from-latent").glob("*.png"))) == 2  # one sample and the sheet
+
+
 def test_a_codec_from_outside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -34,4 +34,4 @@ if __name__ == "__main__":
         picture.paste(r, (0, top))
         top += r.height
     out.parent.mkdir(parents=True, exist_ok=True)
-    picture.quantize(128).save(out, optimize=True)
+    picture.save(out, optimize=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mmldm import config, pipeline, store, trained
@@ -92,6 +92,7 @@ def dry_run(cfg: DictConfig) -> None:
 
 def prepare(cfg: DictConfig) -> Job:
     """Check the whole configuration, then build model, data and training module."""
+    named = embed_codecs(cfg)
     config.check(cfg)
     quiet()
     lightning.seed_everything(cfg.seed, verbose=False)
@@ -112,6 +113,8 @@ def prepare(cfg: DictConfig) -> Job:
     else:
         spec |= diffusion_spec(cfg)
         model = trained.build_model(spec, codecs, whitenings, trust=None)
+        for name, state in named.items():
+            model.conditions.conditioners[name].codec.load_state_dict(state)
         drawn = {name: config.build(cfg.diffusion[name] or None) for name in ("times", "weighting", "known")}
         module, readers = task(model=model, **drawn, **common), model.conditions.readers
         pipeline.Pipeline(model, spec, trust=None).sampler()  # a sampler that cannot be built is told now
@@ -153,6 +156,22 @@ def build_codecs(cfg: DictConfig) -> tuple[dict[str, Codec], dict[str, Whitening
         codecs[stream], whitenings[stream] = codec, whitening
         spec["codecs"][stream], spec["clips"][stream] = plain, {**clip, **asked}
     return codecs, whitenings, spec
+
+
+def embed_codecs(cfg: DictConfig) -> dict[str, dict[str, torch.Tensor]]:
+    """Put the yaml of each trained codec that a condition names by its folder in its place; its tensors by condition."""
+    states = {}
+    for name, node in ((cfg.get("conditions") or {}).get("conditioners") or {}).items():
+        folder = node.get("codec") if node and not OmegaConf.is_missing(node, "codec") else None
+        if isinstance(folder, str):
+            found = trained.load_codecs(store.load_model(folder), tuple(cfg.trust))
+            if len(found) != 1:
+                raise ValueError(
+                    f"wanted the folder of one codec for the condition {name}, got {folder} with {', '.join(found)}"
+                )
+            (loaded,) = found.values()
+            node.codec, states[name] = dict(loaded.spec), loaded.codec.state_dict()
+    return states
 
 
 def diffusion_spec(cfg: DictConfig) -> dict[str, Any]:
