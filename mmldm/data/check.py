@@ -121,16 +121,16 @@ class Report:
         return table
 
     def table(self) -> Table:
-        """One line per stream, for a terminal."""
+        """One column per stream, for a terminal."""
         counts = self.counts()
+        names = list(dict.fromkeys(name for column in counts.values() for name in column))
+        names.sort(key=lambda name: TAIL.index(name) if name in TAIL else -1)
         table = Table(title=f"{len(self.usable)} of {self.wanted} files usable")
-        columns = list(dict.fromkeys(name for row in counts.values() for name in row))
-        columns.sort(key=lambda name: TAIL.index(name) if name in TAIL else -1)
-        for column in ["stream", *columns]:
-            table.add_column("duration" if column == "seconds" else column, justify="left" if column == "stream" else "right")
-        for stream, row in counts.items():
-            cells = [_clock(row["seconds"]) if c == "seconds" else str(row.get(c, 0)) for c in columns]
-            table.add_row(stream, *cells)
+        for header in ["", *counts]:
+            table.add_column(header, justify="right" if header else "left")
+        for name in names:
+            cells = [_clock(c[name]) if name == "seconds" else str(c.get(name, 0)) for c in counts.values()]
+            table.add_row("duration" if name == "seconds" else name, *cells)
         return table
 
     def write(self, path: str | Path) -> Path:
