@@ -48,15 +48,16 @@ class Training(LightningModule):
         """Seconds spent training so far, over all starts of this run."""
         return self.spent + (0.0 if self._clock is None else time.monotonic() - self._clock)
 
-    def progress(self) -> float:
-        """Share of the training that is done, in [0, 1]: by steps, or by the clock where `minutes` is given."""
+    def share(self) -> float:
+        """Share of the training that is done as this process sees it: by steps, or by the clock with `minutes`."""
         steps = self.trainer.max_steps
-        share = self.global_step / steps if steps and steps > 0 else 0.0
-        if self.minutes is not None:
-            share = max(share, self.elapsed() / (60.0 * self.minutes))
-            if self.trainer.world_size > 1:  # one clock for all
-                share = self.trainer.strategy.broadcast(share)
-        return min(1.0, share)
+        done = self.global_step / steps if steps and steps > 0 else 0.0
+        return min(1.0, done if self.minutes is None else max(done, self.elapsed() / (60.0 * self.minutes)))
+
+    def progress(self) -> float:
+        """The share that is done by one clock for all processes: every process must ask."""
+        share = self.share()
+        return self.trainer.strategy.broadcast(share) if self.minutes is not None and self.trainer.world_size > 1 else share
 
     def on_fit_start(self) -> None:
         self._clock = time.monotonic()

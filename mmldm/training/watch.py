@@ -95,7 +95,7 @@ class Progress(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        self.began, self.first = (time.monotonic(), share(trainer, pl_module)), trainer.global_step
+        self.began, self.first = (time.monotonic(), pl_module.share()), trainer.global_step
         self.shown = self.began[0]
         if self.console.is_terminal:
             columns = (TextColumn("{task.percentage:3.0f} %"), BarColumn(None), TextColumn("{task.description}"))
@@ -116,7 +116,7 @@ class Progress(Callback):
         self._close()
 
     def _show(self, trainer: Trainer, module: LightningModule) -> None:
-        now, done, step = time.monotonic(), share(trainer, module), trainer.global_step
+        now, done, step = time.monotonic(), module.share(), trainer.global_step
         spent, gained = now - self.began[0], done - self.began[1]
         words = [f"step {step}", f"{(step - self.first) / max(spent, 1e-9):.2f} steps/s"]
         loss = trainer.callback_metrics.get("train/loss")
@@ -134,13 +134,6 @@ class Progress(Callback):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
-
-
-def share(trainer: Trainer, module: LightningModule) -> float:
-    """`module.progress()` as this process sees it: without a word to the others, so that one process alone may ask."""
-    minutes = getattr(module, "minutes", None)
-    done = trainer.global_step / trainer.max_steps if trainer.max_steps and trainer.max_steps > 0 else 0.0
-    return min(1.0, done if minutes is None else max(done, module.elapsed() / (60.0 * minutes)))
 
 
 def memory() -> float:
