@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from mmldm.interfaces import Media
+from mmldm.diffusion.known import Context, cells_kept
+from mmldm.interfaces import Media, Reference, grid_positions
+from mmldm.model import Model
 
 __all__ = ["Given", "Known", "Placed", "paste"]
 
@@ -60,6 +63,29 @@ class Given:
             shape = medias[stream].shape
             if x.ndim != len(shape) or x.shape[0] != shape[0]:
                 raise ValueError(f"wanted {stream} like {tuple(shape)} as a reference, got {tuple(x.shape)}")
+
+    def context(self, model: Model, stream: str, media: Media, count: int, device: torch.device, dtype: torch.dtype) -> Context:
+        """Positions of a stream's grid, what is known of it, and what stands beside it, in `count` rows."""
+        codec, known, place = model.codecs[stream], self.known.get(stream), {"device": device, "dtype": dtype}
+        cells, kept = model.latent_shape(stream, media.shape)[1:], {}
+        beside = tuple(reference(model, stream, placed, count, **place) for placed in self.references.get(stream, ()))
+        if known is not None:
+            span, patch = (known.start, known.end), model.denoiser.patches[stream]
+            mask = cells_kept(span, media.seconds, codec.axes, cells, codec.lookahead, patch)
+            kept = {"z": latent(model, stream, known.x, count, **place), "known": mask.expand(count, *cells).to(device)}
+        return model.context(stream, cells, device, references=beside, **kept)
+
+
+def reference(model: Model, stream: str, placed: Placed, count: int, device: torch.device, dtype: torch.dtype) -> Reference:
+    """Given media encoded on their own, at their place."""
+    z = latent(model, stream, placed.x, count, device, dtype)
+    return Reference(z, grid_positions(model.codecs[stream].axes, z.shape[2:], placed.at).to(device))
+
+
+def latent(model: Model, stream: str, x: Tensor, count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Media (C, *S) -> its whitened latent in `count` rows."""
+    z = model.whiten(stream, model.encode(stream, x[None].to(device=device, dtype=dtype)))
+    return z.expand(count, *z.shape[1:])
 
 
 def paste(x: Tensor, media: Media, known: Known | None) -> Tensor:

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from mmldm import config, store
-from mmldm.diffusion.branches import Branch, Branches, take_rows
+from mmldm.asked import as_fields, branches, check_fields
 from mmldm.diffusion.grids import Grid
 from mmldm.diffusion.guidance import CFG, Guidance
-from mmldm.diffusion.known import Context, cells_kept
 from mmldm.diffusion.sampling import sample
 from mmldm.diffusion.solvers import Solver
 from mmldm.given import Given, Known, Placed, paste
-from mmldm.interfaces import Cond, Media, Reference, grid_positions
+from mmldm.interfaces import Media
 from mmldm.model import Model
 from mmldm.trained import load_diffusion, sized
 
@@ -136,7 +135,8 @@ class Pipeline:
             Given(known or {}, references or {}, tuple(absent)),
         )
         sampler, result = self.sampler(steps, guidance, solver, grid), []
-        self.check(fields, medias, given)
+        check_fields(self.model, fields)
+        given.check(medias, self.spec.get("knows", True))
         for start in range(0, count, batch_size):
             items = torch.arange(start, min(start + batch_size, count))
             part = {key: values[start : start + len(items)] for key, values in fields.items()}
@@ -171,18 +171,18 @@ class Pipeline:
         model, given, place = self.model, given or Given(), {"device": self.device, "dtype": self.dtype}
         shapes = {s: model.latent_shape(s, media.shape) for s, media in medias.items()}
         noise = {s: model.noise(s, (seed, "noise"), items, shape).to(**place) for s, shape in shapes.items()}
-        context = {s: self.context(s, media, len(items), given) for s, media in medias.items()}
+        context = {s: given.context(model, s, media, len(items), **place) for s, media in medias.items()}
         grids = {s: sampler.grid(sampler.steps, model.path, model.shift_of(s, shape[1:])) for s, shape in shapes.items()}
         grids |= {s: torch.ones_like(grids[s]) for s in given.absent}
         knows = bool(self.spec.get("knows", True))
         shown = context if knows else {s: replace(c, z=None, known=None) for s, c in context.items()}
-        branches = self.branches(fields, len(items), shown, ["cond", *sampler.guidance.scales], negative)
+        asked = branches(model, fields, len(items), shown, ["cond", *sampler.guidance.scales], negative)
 
         def fresh(step: int, stream: str) -> Tensor:
             return model.noise(stream, (seed, "step", step), items, shapes[stream]).to(**place)
 
         z = sample(
-            branches,
+            asked,
             noise,
             grids,
             sampler.solver,
@@ -194,85 +194,3 @@ class Pipeline:
             renoise=not knows,
         )
         return {stream: x for stream, x in z.items() if stream not in given.absent}
-
-    def check(self, fields: Mapping[str, Sequence], medias: Mapping[str, Media], given: Given) -> None:
-        """Raise ValueError for fields that no condition reads, and for what cannot be given."""
-        keys = {key for key, _ in self.model.conditions.readers.values()} | {"text"}
-        if odd := sorted(set(fields) - keys):
-            raise ValueError(f"wanted fields that the model reads, got {', '.join(odd)}; choose from {', '.join(sorted(keys))}")
-        given.check(medias, self.spec.get("knows", True))
-
-    def branches(
-        self,
-        fields: Mapping[str, Sequence],
-        count: int,
-        context: Mapping[str, Context],
-        names: Sequence[str],
-        negative: str | None,
-    ) -> Branches:
-        """The guidance branches of these names, their conditions computed once."""
-        conds = [self.conditions(fields, count, name, negative) for name in names]
-        joined = {name: Cond.cat([cond[name] for cond in conds]) for name in conds[0]}
-        prepared, denoise = self.model.prepare(joined), self.model.denoise
-        rows = [take_rows(prepared, i * count, (i + 1) * count) for i in range(len(names))]
-        return Branches({name: Branch(denoise, rows[i], context) for i, name in enumerate(names)})
-
-    def conditions(self, fields: Mapping[str, Sequence], count: int, branch: str, negative: str | None) -> dict[str, Cond]:
-        """The conditions of one branch: as asked (`cond`), none or the negative text (`null`), all but one (`without:NAME`)."""
-        conditions = self.model.conditions
-        kind, _, left_out = branch.partition(":")
-        if kind not in ("cond", "null", "without"):
-            raise ValueError(f"wanted a guidance over cond, null or without:NAME, got {branch!r}")
-        if kind == "null":
-            if negative is None:
-                return conditions.null(count)
-            fields = {"text": [negative] * count}
-        keys = {key for key, _ in conditions.readers.values()}
-        read, present = conditions.read({key: list(fields.get(key, [None] * count)) for key in keys})
-        keep = {name: (rows & (name != left_out)).to(self.device) for name, rows in present.items()}
-        return conditions(conditions.encode(on_device(read, self.device)), keep)
-
-    def context(self, stream: str, media: Media, count: int, given: Given) -> Context:
-        """Positions of a stream's grid, what is known of it, and what stands beside it."""
-        model, codec, known = self.model, self.model.codecs[stream], given.known.get(stream)
-        cells, kept = model.latent_shape(stream, media.shape)[1:], {}
-        beside = tuple(self.reference(stream, placed, count) for placed in given.references.get(stream, ()))
-        if known is not None:
-            span, patch = (known.start, known.end), model.denoiser.patches[stream]
-            mask = cells_kept(span, media.seconds, codec.axes, cells, codec.lookahead, patch)
-            kept = {"z": self.latent(stream, known.x, count), "known": mask.expand(count, *cells).to(self.device)}
-        return model.context(stream, cells, self.device, references=beside, **kept)
-
-    def reference(self, stream: str, placed: Placed, count: int) -> Reference:
-        """Given media encoded on their own, at their place."""
-        z = self.latent(stream, placed.x, count)
-        return Reference(z, grid_positions(self.model.codecs[stream].axes, z.shape[2:], placed.at).to(self.device))
-
-    def latent(self, stream: str, x: Tensor, count: int) -> Tensor:
-        """Media (C, *S) -> its whitened latent in `count` rows."""
-        z = self.model.whiten(stream, self.model.encode(stream, x[None].to(device=self.device, dtype=self.dtype)))
-        return z.expand(count, *z.shape[1:])
-
-
-def as_fields(prompts: str | Sequence[str] | Mapping[str, Sequence]) -> dict[str, list]:
-    """One text, texts, or fields -> fields of equal length."""
-    if isinstance(prompts, str):
-        return {"text": [prompts]}
-    fields = {k: list(v) for k, v in prompts.items()} if isinstance(prompts, Mapping) else {"text": list(prompts)}
-    lengths = {len(values) for values in fields.values()}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(
-            f"wanted at least one prompt and fields of equal length, got { {k: len(v) for k, v in fields.items()} }"
-        )
-    return fields
-
-
-def on_device(value: Any, device: torch.device) -> Any:
-    """Move every tensor of nested dicts and lists."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {k: on_device(v, device) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(on_device(v, device) for v in value)
-    return value

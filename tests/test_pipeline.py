@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from mmldm import config, store, trained
+from mmldm.asked import as_fields
 from mmldm.conditioner import ConditionSet
 from mmldm.diffusion import CFG, DDIM, DPMpp2M, Flow, Guidance, Heun, Linear, UniformGrid, UniPC
 from mmldm.diffusion.sampling import sample
 from mmldm.model import Model, Whitening
-from mmldm.pipeline import Given, Known, Pipeline, Placed, as_fields
+from mmldm.pipeline import Given, Known, Pipeline, Placed
 from tests.fakes import Blocks, Mixer, Scale
 
 FAKES = ("tests.fakes.Blocks", "tests.fakes.Mixer", "tests.fakes.Scale")
