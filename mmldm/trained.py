@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,16 @@ from mmldm import config, store
 from mmldm.interfaces import Codec, Media
 from mmldm.model import Model, Whitening
 
-__all__ = ["TrainedCodec", "build_model", "load_codecs", "load_diffusion", "save_codec", "save_diffusion", "sized"]
+__all__ = [
+    "TrainedCodec",
+    "build_model",
+    "load_codecs",
+    "load_diffusion",
+    "save_codec",
+    "save_diffusion",
+    "shared_seconds",
+    "sized",
+]
 
 Clip = dict[str, Any]  # {"seconds": …, "size": (height, width)}: what differs from the media of the codec's own yaml
 
@@ -34,6 +43,14 @@ def sized(media: Media, seconds: float | None = None, size: Sequence[int] | None
     seconds = seconds if media.time_axis is not None else None
     size = tuple(size) if size and planar else None
     return media.resized(seconds=seconds, size=size) if seconds or size else media
+
+
+def shared_seconds(medias: Iterable[Media]) -> float | None:
+    """The shortest duration of media that run in time, where they differ by a sample of the slowest or more; else None."""
+    timed = [media for media in medias if media.seconds is not None]
+    lengths = [media.seconds for media in timed]
+    differ = len(timed) > 1 and max(lengths) - min(lengths) >= max(1 / media.rate for media in timed)
+    return min(lengths) if differ else None
 
 
 def build_model(

@@ -103,7 +103,7 @@ def one(modality: str, folder: Path, clock: Clock, page: Page, report: dict[str,
     codec, model, cache = folder / "codec", folder / "model", folder / "latents"
     train(compose(f"world_{modality}_codec", codec, clock.next(), seed))
     cfg = config.compose(["data=world", f"data.kind={modality}", quoted("out", cache), "batch_size=128"], "encode")
-    encode(codec, cfg, progress=False)
+    encode([codec], cfg, progress=False)
     told = config.compose(["data=world", f"data.kind={modality}", "count=64"], "evaluate")
     report["reconstruction"][modality] = measuring.reconstruction(
         store.load_model(codec), told, page, (), f"{modality}: reconstructions"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-USAGE = """usage: mmldm encode MODEL data.path=DIR out=CACHE [key=value …] [--trust CLASS]
+USAGE = """usage: mmldm encode MODEL [MODEL …] data.path=DIR out=CACHE [key=value …] [--trust CLASS]
 
-Encodes every file whole, in consecutive windows, with the codecs of a trained model; train from it with data.cache=CACHE.
+Encodes every file whole, in consecutive windows, with the codecs of trained models, one per stream; train from it with
+data.cache=CACHE.
 
   mmldm encode runs/codec data.path=DIR out=runs/latents
   mmldm train experiment=image_diffusion codec.image=runs/codec data.path=DIR data.cache=runs/latents run=runs/image
@@ -22,17 +25,18 @@ def main(argv: list[str]) -> int:
     from mmldm.commands.arguments import split_trust
 
     words, trust = split_trust(argv)
-    if not words or "=" in words[0]:
+    models = list(itertools.takewhile(lambda word: "=" not in word, words))
+    if not models:
         raise ValueError("wanted a trained model first, got none; mmldm encode MODEL data.path=DIR out=CACHE")
-    cfg = config.compose(words[1:], "encode")
+    cfg = config.compose(words[len(models) :], "encode")
     config.check(cfg, "encode")
-    count = encode(words[0], cfg, trust)
+    count = encode(models, cfg, trust)
     print(f"{count} clips in {cfg.out}")
     return 0
 
 
-def encode(model: str | Path, cfg, trust: tuple[str, ...] = (), progress: bool = True) -> int:
-    """Write the cache; returns the number of its clips."""
+def encode(models: Sequence[str | Path], cfg, trust: tuple[str, ...] = (), progress: bool = True) -> int:
+    """Write the cache of all streams of the models; returns the number of its clips."""
     import torch
 
     from mmldm import store, trained
@@ -40,10 +44,17 @@ def encode(model: str | Path, cfg, trust: tuple[str, ...] = (), progress: bool =
     from mmldm.data import write_cache
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = trained.load_codecs(store.load_model(model), trust)
-    codecs = {stream: part.codec.to(device) for stream, part in loaded.items()}
+    codecs = {}
+    for model in models:
+        for stream, part in trained.load_codecs(store.load_model(model), trust).items():
+            if stream in codecs:
+                raise ValueError(f"wanted one codec per stream, got a second one of {stream} in {model}")
+            codecs[stream] = part.codec.to(device)
     for codec in codecs.values():
         codec.media = trained.sized(codec.media, cfg.data.seconds, cfg.data.size)
+    if seconds := trained.shared_seconds(codec.media for codec in codecs.values()):
+        for codec in codecs.values():
+            codec.media = trained.sized(codec.media, seconds)
     medias = {stream: codec.media for stream, codec in codecs.items()}
     source = checked(build_source(cfg.data, medias), cfg.data.max_bad_fraction, progress)
 

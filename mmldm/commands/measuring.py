@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from mmldm.evaluation import Probes, log_spectral_distance, mean_absolute_error,
 from mmldm.interfaces import Media
 from mmldm.media import MediaLogger, Page
 from mmldm.model import Model
-from mmldm.pipeline import Pipeline, Sample
+from mmldm.pipeline import Known, Pipeline, Sample
 from mmldm.training.base import move
 from mmldm.training.diffusion import QUANTILES, DiffusionTraining
 
-__all__ = ["adherence", "evaluate", "losses", "reconstruction"]
+__all__ = ["adherence", "agreement", "evaluate", "losses", "reconstruction", "translation"]
 
 
 def evaluate(path: str | Path, cfg: DictConfig, trust: tuple[str, ...] = ()) -> tuple[dict[str, Any], Path]:
@@ -45,11 +45,18 @@ def evaluate(path: str | Path, cfg: DictConfig, trust: tuple[str, ...] = ()) -> 
         source = sized_source(cfg, medias)
         report["loss"] = losses(pipeline.model, source, medias, cfg.count, cfg.batch_size)
         if isinstance(source, World):
+            sampled = {"steps": cfg.steps, "guidance": cfg.guidance, "seed": cfg.seed, "batch_size": cfg.batch_size}
             for split in ("train", "heldout"):
-                sampled = {"steps": cfg.steps, "guidance": cfg.guidance, "seed": cfg.seed, "batch_size": cfg.batch_size}
                 scores, samples = adherence(pipeline, source.kind, cfg.samples, split, **sampled)
                 report[f"adherence.{'seen' if split == 'train' else split}"] = scores
                 show(page, f"samples, {split}", samples[:16])
+            sampled.pop("batch_size")
+            for stream in medias if len(medias) > 1 else ():
+                scores, samples = translation(pipeline, source.kind, stream, cfg.samples, **sampled)
+                report[f"made for {stream}"] = scores
+                show(page, f"samples made for {stream}", samples[:16])
+                rest = {"absent": [stream], "batch_size": cfg.batch_size, **sampled}
+                report[f"without {stream}"], _ = adherence(pipeline, source.kind, cfg.samples, "heldout", **rest)
     for section, numbers in report.items():
         if isinstance(numbers, dict):
             page.table(section, [[name, f"{value:.4g}"] for name, value in numbers.items()], ["", section])
@@ -141,13 +148,34 @@ def adherence(
     prompts = World(kind).prompts(count, split, seed=1)
     with progress(f"generating, {split}") as tell:
         samples = pipeline.generate([caption for caption, _ in prompts], progress=tell, **options)
-    probes, right = Probes(VOCABULARY), {name: 0 for name in prompts[0][1]}
-    for sample, (_, wanted) in zip(samples, prompts, strict=True):
-        rates = {stream: media.rate for stream, media in sample.medias.items()}
-        found = probes.measure(kind, sample.streams, rates)
-        for name in right:
-            right[name] += found.get(name) == wanted[name]
-    return {name: hits / count for name, hits in right.items()}, samples
+    return agreement(kind, samples, [wanted for _, wanted in prompts]), samples
+
+
+def translation(
+    pipeline: Pipeline, kind: str, given: str, count: int, split: str = "heldout", seed: int = 0, **options: Any
+) -> tuple[dict[str, float], list[Sample]]:
+    """As `adherence`, of samples in which the stream `given` is the world's own and the others are made for it."""
+    medias, samples = pipeline.medias(), []
+    world = World(kind, count, split, seed=1)
+    with progress(f"generating for {given}") as tell:
+        for i in range(count):
+            known = {given: Known(world.load(i, given, medias[given]).x)}
+            samples += pipeline.generate(world.row(i)["text"], seed=seed + i, known=known, **options)
+            tell(i + 1, count)
+    return agreement(kind, samples, [world.attributes(i) for i in range(count)]), samples
+
+
+def agreement(kind: str, samples: Sequence[Sample], wanted: Sequence[Mapping[str, str]]) -> dict[str, float]:
+    """Share of samples that show the wanted value of each attribute; `synchrony`: picture and sound within one frame."""
+    probes, hits = Probes(VOCABULARY), {}
+    for sample, values in zip(samples, wanted, strict=True):
+        found = probes.measure(kind, sample.streams, {stream: media.rate for stream, media in sample.medias.items()})
+        right = {name: found[name] == value for name, value in values.items() if name in found}
+        if "offset" in found:
+            right["synchrony"] = found["offset"] <= 1
+        for name, value in right.items():
+            hits[name] = hits.get(name, 0) + value
+    return {name: count / len(samples) for name, count in hits.items()}
 
 
 def show(page: Page, section: str, samples: list[Sample]) -> None:

@@ -44,17 +44,23 @@ class Probes:
         """Timbre, pitch and contour of the tone in (C, T)."""
         return self.sounds.tone(_audio(x), rate)
 
-    def probe_bounce(self, video: Tensor, audio: Tensor, fps: float, rate: float) -> dict[str, str | float]:
-        """Colour of a ball, timbre and tempo of its bounces, and `offset`: mean distance in frames from the beginning of each
-        sound to the nearest impact (half a period where nothing is heard)."""
-        track = self.pictures.track(_video(video))
-        period, first = _flights(track.y, track.weight, fps)
-        onsets = self.sounds.onsets(_audio(audio), rate)
-        late = torch.remainder(onsets - first + period / 2, period) - period / 2
-        offset = float(late.abs().mean()) if len(late) else period / 2
-        tempi = self.vocabulary["tempo"]
-        return {"colour": self.pictures.colour(track), "timbre": self.sounds.tone(audio, rate, glides=False)["timbre"],
-                "tempo": min(tempi, key=lambda name: abs(math.log(tempi[name] * period))), "offset": offset * fps}  # fmt: skip
+    def probe_bounce(
+        self, video: Tensor | None, audio: Tensor | None, fps: float | None, rate: float | None
+    ) -> dict[str, str | float]:
+        """Colour and tempo of a bouncing ball, timbre of its bounces and, where both streams are given, `offset`: mean distance
+        in frames from the beginning of each sound to the nearest impact (half a period where nothing is heard)."""
+        found: dict[str, str | float] = {}
+        if video is not None:
+            track, tempi = self.pictures.track(_video(video)), self.vocabulary["tempo"]
+            period, first = _flights(track.y, track.weight, fps)
+            found["colour"] = self.pictures.colour(track)
+            found["tempo"] = min(tempi, key=lambda name: abs(math.log(tempi[name] * period)))
+        if audio is not None:
+            found["timbre"] = self.sounds.tone(_audio(audio), rate, glides=False)["timbre"]
+        if video is not None and audio is not None:
+            late = torch.remainder(self.sounds.onsets(audio, rate) - first + period / 2, period) - period / 2
+            found["offset"] = fps * (float(late.abs().mean()) if len(late) else period / 2)
+        return found
 
     def impacts(self, video: Tensor, fps: float) -> Tensor:
         """The times in seconds at which a bouncing ball in (3, T, H, W) touches the floor: (N,)."""
@@ -64,12 +70,12 @@ class Probes:
         return times[times < video.shape[1] / fps]
 
     def measure(self, kind: str, streams: Mapping[str, Tensor], rates: Mapping[str, float | None]) -> dict[str, str | float]:
-        """All attributes of one sample of a kind: streams (C, *S) and their rates by name."""
+        """All attributes of one sample of a kind that its streams (C, *S) show: with their rates by name."""
         measures = {
             "image": lambda: self.probe_image(streams["image"]),
             "video": lambda: self.probe_video(streams["video"], rates["video"]),
             "audio": lambda: self.probe_audio(streams["audio"], rates["audio"]),
-            "av": lambda: self.probe_bounce(streams["video"], streams["audio"], rates["video"], rates["audio"]),
+            "av": lambda: self.probe_bounce(streams.get("video"), streams.get("audio"), rates.get("video"), rates.get("audio")),
         }
         if kind not in measures:
             raise ValueError(f"wanted a kind that can be measured, got {kind!r}; choose from {', '.join(measures)}")
