@@ -57,7 +57,8 @@ class Model(nn.Module):
     """A latent diffusion model over named streams.
 
     `codecs` and their whitenings are frozen; `conditions` maps name -> encoded condition -> Cond; `denoiser` predicts what
-    `prediction` says along `path`; `shift` (or none) moves the noise levels of training and sampling alike.
+    `prediction` says along `path`; `shift` (one for all streams, one per stream, or none) moves the noise levels of training
+    and sampling alike.
     """
 
     def __init__(
@@ -67,17 +68,21 @@ class Model(nn.Module):
         denoiser: Denoiser,
         path: Path,
         prediction: Prediction,
-        shift: Shift | TokenShift | None = None,
+        shift: Shift | TokenShift | Mapping[str, Shift | TokenShift | None] | None = None,
         whitenings: Mapping[str, Whitening] | None = None,
     ):
         super().__init__()
         prediction.check(path)
+        shifts = dict(shift) if isinstance(shift, Mapping) else dict.fromkeys(codecs, shift)
+        if odd := [s for s, x in shifts.items() if s not in codecs or not (x is None or hasattr(x, "for_tokens"))]:
+            got = ", ".join(f"{s}: {shifts[s]}" for s in odd)
+            raise ValueError(f"wanted a shift for each stream of the model, got {got}; choose from {', '.join(codecs)}")
         self.codecs = nn.ModuleDict(codecs)
         self.whitenings = nn.ModuleDict(whitenings or {s: Whitening(c.latent_channels) for s, c in codecs.items()})
         for frozen in (self.codecs, self.whitenings):
             frozen.requires_grad_(False).eval()
         self.conditions, self.denoiser = conditions, denoiser
-        self.path, self.prediction, self.shift = path, prediction, shift
+        self.path, self.prediction, self.shifts = path, prediction, shifts
 
     def train(self, mode: bool = True) -> Model:
         super().train(mode)
@@ -124,11 +129,12 @@ class Model(nn.Module):
 
     def shift_of(self, stream: str, cells: Sequence[int], valid: Tensor | None = None) -> Shift | None:
         """The shift of the noise levels for a grid of this size: one factor, or one per item where some cells are padding."""
-        if self.shift is None:
+        shift = self.shifts.get(stream)
+        if shift is None:
             return None
         per_token = math.prod(self.denoiser.patches[stream])
         count = math.prod(cells) if valid is None else valid.flatten(1).sum(1).cpu()
-        return self.shift.for_tokens(count / per_token)
+        return shift.for_tokens(count / per_token)
 
     def context(self, stream: str, cells: Sequence[int], device: torch.device | str = "cpu", **known) -> Context:
         """The fixed surroundings of a grid of `cells`: its positions, and what is known of it."""

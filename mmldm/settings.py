@@ -14,7 +14,7 @@ from mmldm.targets import specs
 
 __all__ = ["strangers"]
 
-NAMED_BY_THE_USER = ("codec", "logger", "loss.metrics")  # the keys of these are names of streams, loggers, metrics
+NAMED_BY_THE_USER = ("codec", "diffusion.shift", "logger", "loss.metrics")  # their keys name streams, loggers, metrics
 GLOBAL = re.compile(r"^# @package _global_", re.M)
 
 

@@ -1,6 +1,6 @@
 """The mathematics of diffusion: paths, predictions, weights, times, grids, solvers, guidance and known cells; pure torch."""
 
-from mmldm.diffusion.branches import Branch, Branches, cat_rows, take_rows
+from mmldm.diffusion.branches import Branch, Branches, Translated, cat_rows, take_rows
 from mmldm.diffusion.draws import (
     Box,
     Drawn,
@@ -16,7 +16,7 @@ from mmldm.diffusion.draws import (
 )
 from mmldm.diffusion.grids import Grid, KarrasGrid, ListGrid, LogSNRGrid, UniformGrid, start_at
 from mmldm.diffusion.guidance import APG, CFG, AutoGuidance, ConditionCFG, Guidance
-from mmldm.diffusion.known import Context, cells_covered, cells_kept, cells_known, merge, reference_cells, snap
+from mmldm.diffusion.known import Context, cells_covered, merge, reference_cells, samples_covered, snap
 from mmldm.diffusion.path import DDPM, EDM, Cosine, Linear, Path, expand
 from mmldm.diffusion.prediction import EDMPrediction, Eps, Flow, Prediction, V, Z
 from mmldm.diffusion.sampling import Denoise, sample
@@ -50,8 +50,8 @@ __all__ = [
     "DDPM", "DPMpp2M", "DPMpp2MSDE", "Denoise", "Drawn", "EDM", "EDMPrediction", "EDMWeight", "Eps", "EpsWeight", "Euler",
     "First", "Flow", "Grid", "Guidance", "Heun", "KarrasGrid", "KeyCell", "KnownDraw", "KnownMixture", "LearnedUncertainty",
     "Linear", "ListGrid", "LogNormalSigma", "LogSNRGrid", "LogitNormal", "MinSNR", "Mode", "Nothing", "Path", "Prediction",
-    "Prefix", "Shift", "Sigmoid", "SoftMinSNR", "Solver", "Span", "Step", "Suffix", "Times", "TokenShift", "UniPC", "Uniform",
-    "UniformGrid", "UniformLogSNR", "UnitF", "V", "Weighting", "Whole", "Z", "cat_rows", "cells_covered", "cells_kept",
-    "cells_known", "expand", "loss_weight", "merge", "permutation", "plan", "reference_cells", "sample", "snap", "start_at",
-    "stratified", "take_rows",
+    "Prefix", "Shift", "Sigmoid", "SoftMinSNR", "Solver", "Span", "Step", "Suffix", "Times", "TokenShift", "Translated",
+    "UniPC", "Uniform", "UniformGrid", "UniformLogSNR", "UnitF", "V", "Weighting", "Whole", "Z", "cat_rows", "cells_covered",
+    "expand", "loss_weight", "merge", "permutation", "plan", "reference_cells", "sample", "samples_covered", "snap",
+    "start_at", "stratified", "take_rows",
 ]  # fmt: skip

@@ -10,22 +10,24 @@ import torch
 from torch import Tensor
 
 from mmldm.diffusion.known import Context
+from mmldm.diffusion.path import Path, expand
 from mmldm.interfaces import Reference
 
-__all__ = ["Branch", "Branches", "cat_rows", "take_rows"]
+__all__ = ["Branch", "Branches", "Translated", "cat_rows", "take_rows"]
 
 Latents = dict[str, Tensor]
+Asks = Callable[[Latents, Latents, Mapping[str, Context], Any], Latents]
 
 
 @dataclass(frozen=True)
 class Branch:
     """One way to ask: `model(z_t, t, context, prepared) -> z_hat` with its own conditions and known cells.
 
-    `prepared` is any tree of tensors, batch first; `absent[stream]` is noise (B, D, *L) that stands, at t = 1, for a stream
-    which this branch is not to see (guidance by a stream).
+    `prepared` is any tree of tensors, batch first; `absent[stream]` is z_t at t = 1 (B, D, *L) of a stream which this branch
+    is not to see and of which it then says nothing (guidance by a stream).
     """
 
-    model: Callable[[Latents, Latents, Mapping[str, Context], Any], Latents]
+    model: Asks
     prepared: Any = None
     context: Mapping[str, Context] = field(default_factory=dict)
     absent: Mapping[str, Tensor] = field(default_factory=dict)
@@ -37,11 +39,35 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Translated:
+    """A model of the path `own`, asked on another: at the level of equal log_snr, with z_t / sigma_t kept.
+
+    A path is a scaling of one process (Karras et al. 2022, arXiv 2206.00364, eq. 4); beyond the range of its own path the model
+    is asked at t = 1.
+    """
+
+    model: Asks
+    own: Path
+    path: Path
+
+    def __call__(self, z_t: Latents, t: Latents, context: Mapping[str, Context], prepared: Any) -> Latents:
+        there = {s: self.own.time(self.path.log_snr(level)) for s, level in t.items()}
+        seen = {s: z * expand(self._ratio(t[s], there[s]), z) for s, z in z_t.items()}
+        return self.model(seen, there, context, prepared)
+
+    def _ratio(self, t: Tensor, there: Tensor) -> Tensor:
+        """sigma by sigma, or the same number alpha by alpha where that one is the larger."""
+        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        noisy = sigma > alpha
+        return torch.where(noisy, self.own.sigma(there), self.own.alpha(there)) / torch.where(noisy, sigma, alpha)
+
+
+@dataclass(frozen=True)
 class _Group:
     """Branches of one model and one shape, stacked along the batch."""
 
     names: tuple[str, ...]
-    model: Callable[..., Latents]
+    model: Asks
     inputs: Any
 
 
@@ -64,7 +90,7 @@ class Branches:
         ]  # fmt: skip
 
     def __call__(self, z_t: Latents, t: Latents, names: Sequence[str]) -> dict[str, Latents]:
-        """z_t[stream] (B, D, *L) and t[stream] (B,) -> z_hat[name][stream]."""
+        """z_t[stream] (B, D, *L) and t[stream] (B,) -> z_hat[name][stream] of the streams that each branch sees."""
         missing = [name for name in names if name not in self.branches]
         if missing:
             raise ValueError(f"wanted the branches {list(names)}, got no {missing}; choose from {sorted(self.branches)}")
@@ -76,10 +102,14 @@ class Branches:
             seen = cat_rows([self.branches[name].see(z_t, t) for name in wanted])
             places = [group.names.index(name) for name in wanted]
             inputs = group.inputs
-            if len(wanted) < len(group.names):
+            if places == list(range(places[0], places[-1] + 1)):
+                inputs = take_rows(inputs, places[0] * size, (places[-1] + 1) * size)
+            else:
                 inputs = cat_rows([take_rows(inputs, i * size, (i + 1) * size) for i in places])
             z_hat = group.model(*seen, *inputs)
-            out.update({name: take_rows(z_hat, i * size, (i + 1) * size) for i, name in enumerate(wanted)})
+            for i, name in enumerate(wanted):
+                told = {s: z for s, z in z_hat.items() if s not in self.branches[name].absent}
+                out[name] = take_rows(told, i * size, (i + 1) * size)
         return {name: out[name] for name in names}
 
 

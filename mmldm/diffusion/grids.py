@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -114,8 +115,10 @@ class ListGrid(Grid):
     values: Sequence[float]
 
     def __post_init__(self):
-        if len(self.values) < 2 or self.values[0] != 1 or self.values[-1] != 0:
-            raise ValueError(f"wanted a list of t that begins with 1 and ends with 0, got {list(self.values)}")
+        values = list(self.values)
+        falls = all(a > b for a, b in itertools.pairwise(values))
+        if len(values) < 2 or values[0] != 1 or values[-1] != 0 or not falls:
+            raise ValueError(f"wanted a list of t that falls from 1 to 0, got {values}")
 
     def points(self, steps: int, path: Path, shift: Shift) -> Tensor:
         if steps != len(self.values) - 1:

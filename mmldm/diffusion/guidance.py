@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -21,8 +22,9 @@ EVERYWHERE = (-math.inf, math.inf)
 class Guidance:
     """z_hat = cond + sum_b (scale_b - 1) (cond - z_hat_b) over the branches b of `scales`; without any, no guidance.
 
-    Branches: "cond" (what is asked), "null" (nothing, or a negative prompt), "without:<name>" (one condition is null), "weak"
-    (a weaker model). A scale is a number or one per stream (streams not named: 1). Outside `interval` in log_snr
+    Branches: "cond" (what is asked), "null" (nothing, or a negative prompt), "without:<name>" (one condition is null, or one
+    stream is not there), "weak" (a weaker model). A branch without a stream says nothing of that one. A scale is a number or
+    one per stream (streams not named: 1). Outside `interval` in log_snr
     (Kynkaanniemi et al. 2024, arXiv 2404.07724, section 3; there in sigma = e^-log_snr) only "cond" is asked for. `rescale` in
     [0, 1] pulls the standard deviation back to cond's (Lin et al. 2024, arXiv 2305.08891, section 3.4, here in z_hat).
     """
@@ -40,6 +42,19 @@ class Guidance:
         if "cond" in (scales or {}):
             raise ValueError("wanted scales of branches beside cond, got one for cond; choose from null, weak, without:<name>")
         self.scales, self.interval, self.rescale = dict(scales or {}), tuple(interval), rescale
+
+    def changed(
+        self, scales: Mapping[str, Scale] | None = None, interval: Interval | None = None, rescale: float | None = None
+    ) -> Self:
+        """A guidance of the same kind with other numbers; None leaves what is."""
+        new = copy.copy(self)
+        Guidance.__init__(
+            new,
+            self.scales if scales is None else scales,
+            self.interval if interval is None else interval,
+            self.rescale if rescale is None else rescale,
+        )
+        return new
 
     def scale(self, branch: str, stream: str, log_snr: float) -> float:
         """The scale of a branch on a stream at this level: 1 outside the interval."""
@@ -68,7 +83,8 @@ class Guidance:
         for stream, cond in z_hats["cond"].items():
             mask, guided = (free or {}).get(stream), cond
             for branch in z_hats:
-                scale = 1.0 if branch == "cond" else self.scale(branch, stream, log_snr[stream])
+                silent = branch == "cond" or stream not in z_hats[branch]
+                scale = 1.0 if silent else self.scale(branch, stream, log_snr[stream])
                 if scale != 1:
                     key = branch, stream
                     delta, state[key] = self.direction(cond, z_hats[branch][stream], state.get(key), mask)

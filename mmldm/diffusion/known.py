@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmldm.interfaces import Axis, Reference
 
-__all__ = ["Context", "cells_covered", "cells_kept", "cells_known", "merge", "reference_cells", "snap"]
+__all__ = ["Context", "cells_covered", "merge", "reference_cells", "samples_covered", "snap"]
 
 
 @dataclass(frozen=True)
@@ -63,80 +63,28 @@ def snap(mask: Tensor, patch: Sequence[int]) -> Tensor:
 # ---------------------------------------------------------------- from known media to known cells
 
 
-def cells_covered(
-    mask: Tensor, axes: Sequence[Axis], lookahead: int | None = None, reach: Mapping[str, int] | None = None
-) -> Tensor:
-    """A mask of known media samples (..., *S) -> the mask of cells (..., *L) that they determine.
+def cells_covered(mask: Tensor, axes: Sequence[Axis], fields: Sequence[tuple[float, float]] | None = None) -> Tensor:
+    """A mask of known media samples (..., *S) -> the mask of cells (..., *L) all of whose samples are known.
 
-    A cell is known when all its samples are, and `reach[axis]` samples on either side (what lies outside the media counts as
-    known). `lookahead` is the codec's: None asks no more; a number (0: causal) asks for everything from the beginning of the
-    axis `time` to `lookahead` samples after the cell, so that only prefixes can be known.
+    `fields` gives for each axis how many samples before and after its own an encoding sees (inf: all): then these must be
+    known too, so that the cell is determined. What lies outside the media counts as known.
     """
-    for dim, axis in zip(range(-len(axes), 0), axes, strict=True):
+    for dim, (axis, field) in enumerate(zip(axes, fields or [(0, 0)] * len(axes), strict=True), start=-len(axes)):
         length = mask.shape[dim]
+        before, after = (int(min(far, length)) for far in field)
         end = (axis.first + axis.size * torch.arange(axis.cells(length), device=mask.device)).clamp(max=length)
         begin = torch.cat([end.new_zeros(1), end[:-1]])
-        margin = (reach or {}).get(axis.name, 0)
-        begin, end = (begin - margin).clamp(min=0), (end + margin).clamp(max=length)
-        if lookahead is not None and axis.name == "time":
-            begin, end = torch.zeros_like(begin), (end + lookahead).clamp(max=length)
+        begin, end = (begin - before).clamp(min=0), (end + after).clamp(max=length)
         holes = torch.cat([torch.zeros_like(mask.narrow(dim, 0, 1), dtype=torch.int64), (~mask).cumsum(dim)], dim)
         mask = holes.index_select(dim, end) == holes.index_select(dim, begin)
     return mask
 
 
-def cells_known(
-    intervals: Mapping[str, Sequence[tuple[float, float]]],
-    axes: Sequence[Axis],
-    shape: Sequence[int],
-    lookahead: int | None = None,
-    start: float = 0.0,
-    reach: Mapping[str, int] | None = None,
-) -> Tensor:
-    """Known intervals in physical units per axis name -> cells (*L) of a media grid *S = `shape` that lie wholly within them.
-
-    An axis without intervals is known all along, several axes make boxes; on the axis `time` the grid begins at `start`
-    seconds. {"time": [(0, 1.5)]} is a prefix; {} is everything. The rest as in `cells_covered`.
-    """
-    unknown = set(intervals) - {axis.name for axis in axes}
-    if unknown:
-        raise ValueError(f"wanted intervals on {[axis.name for axis in axes]}, got {sorted(unknown)}")
-    out = torch.ones((), dtype=torch.bool)
-    for axis, length in zip(axes, shape, strict=True):
-        samples = torch.ones(length, dtype=torch.bool)
-        if axis.name in intervals:
-            begin = torch.arange(length, dtype=torch.float64) + (start / axis.unit if axis.name == "time" else 0.0)
-            ends = [(low / axis.unit - 1e-3, high / axis.unit + 1e-3) for low, high in intervals[axis.name]]
-            inside = [(begin >= low) & (begin + 1 <= high) for low, high in ends]
-            samples = torch.stack([torch.zeros_like(samples), *inside]).any(0)
-        out = out[..., None] & cells_covered(samples, [axis], lookahead, reach)
-    return out
-
-
-def cells_kept(
-    span: tuple[float, float],
-    seconds: float | None,
-    axes: Sequence[Axis],
-    cells: Sequence[int],
-    lookahead: int | None,
-    patch: Sequence[int],
-) -> Tensor:
-    """Cells (*L) of a clip of `seconds` (None: a still, kept wholly) that hold the seconds [start, end) of `span`, in whole
-    patches; raises ValueError, with what could be kept, where no cell can hold it."""
-    if seconds is None:
-        return torch.ones(tuple(cells), dtype=torch.bool)
-    start, end = span[0], span[1] if span[1] < seconds else float("inf")
-    got = f"got {span[0]:g}:{span[1]:g}; choose 0:{seconds:g}, or give media as a reference"
-    if lookahead is None and (start > 0 or end < seconds):
-        raise ValueError(f"wanted a codec that is causal in time to keep a part, {got}")
-    if start > 0:
-        raise ValueError(f"wanted a part from the start to keep (0:END), as a codec that is causal in time can hold, {got}")
-    lengths = [axis.length(n) for axis, n in zip(axes, cells, strict=True)]
-    mask = snap(cells_known({"time": [(start, end)]}, axes, lengths, lookahead), patch)
-    if not bool(mask.any()):
-        (axis, size), *_ = [(a, p) for a, p in zip(axes, patch, strict=True) if a.name == "time"]
-        least = min((axis.length(size) + (lookahead or 0)) * axis.unit, seconds)
-        raise ValueError(f"wanted at least {least:.3g} s from the start to keep, {got}")
+def samples_covered(mask: Tensor, axes: Sequence[Axis], shape: Sequence[int]) -> Tensor:
+    """A mask of cells (..., *L) -> the mask of the media samples (..., *S), S = `shape`, that they hold."""
+    for dim, (axis, length) in enumerate(zip(axes, shape, strict=True), start=-len(axes)):
+        cell = (torch.arange(length, device=mask.device) - axis.first).div(axis.size, rounding_mode="floor") + 1
+        mask = mask.index_select(dim, cell.clamp(min=0))
     return mask
 
 

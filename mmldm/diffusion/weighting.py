@@ -38,8 +38,12 @@ class Weighting(ABC):
         log_snr = path.log_snr(t).clamp(max(low, -LIMIT), min(high, LIMIT))
         return torch.exp(self.log_weight(log_snr) + prediction.log_error_ratio(path, path.time(log_snr), log_snr))
 
+    def loss(self, error: Tensor, path: Path, prediction: Prediction, t: Tensor) -> Tensor:
+        """The loss (B,) of the network's squared errors |F - F*|^2 (B,) at levels t (B,)."""
+        return error * self.on_prediction(path, prediction, t)
 
-def loss_weight(weighting: Weighting, path: Path, prediction: Prediction, t: Tensor) -> Tensor:
+
+def loss_weight(weighting: Weighting | LearnedUncertainty, path: Path, prediction: Prediction, t: Tensor) -> Tensor:
     """The factor r of |F - F*|^2, in the shape and dtype of t (use float32 or better)."""
     return weighting.on_prediction(path, prediction, t)
 
@@ -117,14 +121,16 @@ class EDMWeight(Weighting):
 
 
 class LearnedUncertainty(nn.Module):
-    """Loss of learned scale, e^(-u) L + u, with u(log_snr) one linear layer on Fourier features; u = 0 at the start.
+    """Loss of learned scale over a `base` weighting (None: UnitF), e^(-u) L + u, u(log_snr) one layer on Fourier features.
 
-    Karras et al. 2024, arXiv 2312.02696, section 2.2, after the uncertainty weighting of Kendall et al. 2018, arXiv 1705.07115.
-    It belongs to the loss: neither averaged by EMA nor used in sampling.
+    u = 0 at the start and approaches the logarithm of the expected L: every level then counts alike. Karras et al. 2024,
+    arXiv 2312.02696, section 2.2, after the uncertainty weighting of Kendall et al. 2018, arXiv 1705.07115. It trains with the
+    model and belongs to the loss: neither averaged by EMA nor exported nor used in sampling.
     """
 
-    def __init__(self, features: int = 128):
+    def __init__(self, features: int = 128, base: Weighting | None = None):
         super().__init__()
+        self.base = base or UnitF()
         random = keyed.generator("learned uncertainty", features)
         self.register_buffer("frequency", 2 * math.pi * torch.randn(features, generator=random))
         self.register_buffer("phase", 2 * math.pi * torch.rand(features, generator=random))
@@ -133,12 +139,21 @@ class LearnedUncertainty(nn.Module):
     def u(self, log_snr: Tensor) -> Tensor:
         """The logarithm of the expected loss at this level, in the shape of log_snr."""
         level = log_snr.to(self.frequency.dtype).clamp(-LIMIT, LIMIT) / 4
-        return math.sqrt(2 / len(self.weight)) * torch.cos(level[..., None] * self.frequency + self.phase) @ self.weight
+        waves = torch.cos(level[..., None] * self.frequency + self.phase)
+        return math.sqrt(2 / len(self.weight)) * (waves * self.weight).sum(-1)
 
     def forward(self, loss: Tensor, log_snr: Tensor) -> Tensor:
         """loss and log_snr (B,) -> (B,)."""
         u = self.u(log_snr)
         return torch.exp(-u) * loss + u
+
+    def on_prediction(self, path: Path, prediction: Prediction, t: Tensor) -> Tensor:
+        """r(t) e^(-u), the weight of |F - F*|^2 as u is now."""
+        return self.base.on_prediction(path, prediction, t) * torch.exp(-self.u(path.log_snr(t))).to(t)
+
+    def loss(self, error: Tensor, path: Path, prediction: Prediction, t: Tensor) -> Tensor:
+        """The loss (B,) of the network's squared errors |F - F*|^2 (B,) at levels t (B,)."""
+        return self(self.base.loss(error, path, prediction, t), path.log_snr(t))
 
 
 def _positive(name: str, value: float) -> None:
