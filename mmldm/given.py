@@ -1,4 +1,4 @@
-"""What is given to a generation: a part to keep, media that stand beside what is made, streams that are not there."""
+"""What is given to a generation: media kept or varied, media that stand beside what is made, streams that are not there."""
 
 from __future__ import annotations
 
@@ -8,20 +8,55 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mmldm.diffusion.known import Context, cells_kept
-from mmldm.interfaces import Media, Reference, grid_positions
-from mmldm.model import Model
+from mmldm.interfaces import Media
 
-__all__ = ["Given", "Known", "Placed", "paste"]
+__all__ = ["Given", "Known", "Placed", "axes_of", "box"]
+
+
+def axes_of(media: Media) -> dict[str, int]:
+    """The axes of a clip's grid *S that have a name, `time`, `height` and `width`, and which they are."""
+    time = {} if media.time_axis is None else {"time": media.time_axis}
+    rank = len(media.shape) - 1
+    return time | ({"height": rank - 2, "width": rank - 1} if rank - len(time) == 2 else {})
+
+
+def box(media: Media, **spans: tuple[float, float]) -> Tensor:
+    """The samples (*S) of a clip within spans of `time` (seconds), `height` and `width` (pixels); one not named is everything.
+
+    Boxes are joined by `|`; raises ValueError for an axis that the media has not.
+    """
+    axes, mask = axes_of(media), torch.ones(media.shape[1:], dtype=torch.bool)
+    if odd := sorted(set(spans) - set(axes)):
+        raise ValueError(f"wanted spans of {', '.join(axes) or 'no axis'}, got {', '.join(odd)}")
+    for name, span in spans.items():
+        place = torch.arange(mask.shape[axes[name]])
+        first, last = (edge * (media.rate if name == "time" else 1) for edge in span)
+        inside = (place + 0.5 > first) & (place + 0.5 < last)
+        mask = mask & inside.reshape([-1 if d == axes[name] else 1 for d in range(mask.ndim)])
+    return mask
 
 
 @dataclass(frozen=True)
 class Known:
-    """Given media of one stream: a whole clip x (C, *S), of which the seconds [start, end) are to be kept."""
+    """Given media of one stream: a whole clip x (C, *S) and which of its samples are kept, `mask` (*S) bool (None: all)."""
 
     x: Tensor
-    start: float = 0.0
-    end: float = float("inf")
+    mask: Tensor | None = None
+
+    @staticmethod
+    def spans(x: Tensor, media: Media, *spans: tuple[float, float]) -> Known:
+        """Known in the seconds [start, end) of each span."""
+        return Known(x, torch.stack([box(media, time=span) for span in spans]).any(0))
+
+    @property
+    def kept(self) -> Tensor:
+        """The mask (*S), of everything where it is not given."""
+        return torch.ones(self.x.shape[1:], dtype=torch.bool) if self.mask is None else self.mask
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything is kept."""
+        return self.mask is None or bool(self.mask.all())
 
 
 @dataclass(frozen=True)
@@ -34,68 +69,55 @@ class Placed:
 
 @dataclass(frozen=True)
 class Given:
-    """What is given of the streams: kept parts, media beside the grids, and which streams are not there."""
+    """What is given of the streams: kept parts, media beside the grids, which streams are not there, and whole clips `init`
+    (C, *S) to vary from level `strength` in (0, 1] on."""
 
     known: Mapping[str, Known] = field(default_factory=dict)
     references: Mapping[str, Sequence[Placed]] = field(default_factory=dict)
     absent: Sequence[str] = ()
+    init: Mapping[str, Tensor] = field(default_factory=dict)
+    strength: float = 0.6
+
+    @property
+    def whole(self) -> set[str]:
+        """The streams of which everything is known: the others are made for them."""
+        return {s for s, known in self.known.items() if known.whole}
 
     def check(self, medias: Mapping[str, Media], knows: bool = True) -> None:
         """Raise ValueError for streams that there are not, media that do not fit, and a model that `knows` no references."""
         beside = {s: [placed.x for placed in each] for s, each in self.references.items()}
-        for what, streams in (("known", self.known), ("references", beside), ("absent", self.absent)):
+        named = {"known": self.known, "references": beside, "absent": self.absent, "init": self.init}
+        for what, streams in named.items():
             if odd := sorted(set(streams) - set(medias)):
                 raise ValueError(
                     f"wanted {what} of streams of the model, got {', '.join(odd)}; choose from {', '.join(medias)}"
                 )
-        if set(self.absent) >= set(medias) or set(self.absent) & {*self.known, *self.references}:
+        self._check_shapes(medias, beside)
+        if set(self.absent) >= set(medias) or set(self.absent) & {*self.known, *self.references, *self.init}:
             raise ValueError(
                 f"wanted absent streams of which nothing is given beside one that is made, got {list(self.absent)}"
             )
+        if {*self.whole, *self.absent} >= set(medias):
+            whole = ", ".join(s for s in medias if s in self.whole)
+            raise ValueError(f"wanted something left to make, got all of {whole} known; keep less")
         if any(beside.values()) and not knows:
             raise ValueError(
                 "wanted a model trained with references (diffusion/known=references), got one trained with nothing"
             )
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"wanted a strength in (0, 1], got {self.strength:g}")
+
+    def _check_shapes(self, medias: Mapping[str, Media], beside: Mapping[str, Sequence[Tensor]]) -> None:
+        whole = [("keep", s, known.x) for s, known in self.known.items()] + [("vary", s, x) for s, x in self.init.items()]
+        for what, stream, x in whole:
+            if tuple(x.shape) != tuple(medias[stream].shape):
+                raise ValueError(f"wanted {stream} of shape {tuple(medias[stream].shape)} to {what}, got {tuple(x.shape)}")
         for stream, known in self.known.items():
-            if tuple(known.x.shape) != tuple(medias[stream].shape):
-                raise ValueError(f"wanted {stream} of shape {medias[stream].shape} to keep, got {tuple(known.x.shape)}")
+            mask = known.kept
+            if mask.shape != known.x.shape[1:] or mask.dtype != torch.bool or not bool(mask.any()):
+                got = f"{tuple(mask.shape)} {str(mask.dtype).removeprefix('torch.')}, {int(mask.sum())} kept"
+                raise ValueError(f"wanted a bool mask {tuple(known.x.shape[1:])} of {stream} that keeps something, got {got}")
         for stream, x in ((s, x) for s, xs in beside.items() for x in xs):
             shape = medias[stream].shape
             if x.ndim != len(shape) or x.shape[0] != shape[0]:
                 raise ValueError(f"wanted {stream} like {tuple(shape)} as a reference, got {tuple(x.shape)}")
-
-    def context(self, model: Model, stream: str, media: Media, count: int, device: torch.device, dtype: torch.dtype) -> Context:
-        """Positions of a stream's grid, what is known of it, and what stands beside it, in `count` rows."""
-        codec, known, place = model.codecs[stream], self.known.get(stream), {"device": device, "dtype": dtype}
-        cells, kept = model.latent_shape(stream, media.shape)[1:], {}
-        beside = tuple(reference(model, stream, placed, count, **place) for placed in self.references.get(stream, ()))
-        if known is not None:
-            span, patch = (known.start, known.end), model.denoiser.patches[stream]
-            mask = cells_kept(span, media.seconds, codec.axes, cells, codec.lookahead, patch)
-            kept = {"z": latent(model, stream, known.x, count, **place), "known": mask.expand(count, *cells).to(device)}
-        return model.context(stream, cells, device, references=beside, **kept)
-
-
-def reference(model: Model, stream: str, placed: Placed, count: int, device: torch.device, dtype: torch.dtype) -> Reference:
-    """Given media encoded on their own, at their place."""
-    z = latent(model, stream, placed.x, count, device, dtype)
-    return Reference(z, grid_positions(model.codecs[stream].axes, z.shape[2:], placed.at).to(device))
-
-
-def latent(model: Model, stream: str, x: Tensor, count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Media (C, *S) -> its whitened latent in `count` rows."""
-    z = model.whiten(stream, model.encode(stream, x[None].to(device=device, dtype=dtype)))
-    return z.expand(count, *z.shape[1:])
-
-
-def paste(x: Tensor, media: Media, known: Known | None) -> Tensor:
-    """The known samples themselves in place of their reconstruction: (B, C, *S)."""
-    if known is None:
-        return x
-    if media.time_axis is None:
-        return known.x.to(x).expand_as(x)
-    axis = media.time_axis + 2
-    first, last = (round(min(max(edge, 0.0), media.seconds) * media.rate) for edge in (known.start, known.end))
-    out = x.clone()
-    out.narrow(axis, first, last - first).copy_(known.x.narrow(axis - 1, first, last - first))
-    return out

@@ -6,6 +6,7 @@ Shapes:  B batch, C media channels, D latent channels, *S media grid, *L latent 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,13 +110,21 @@ class Codec(nn.Module, ABC):
 
     A fixed `front` (identity by default; log-mel for audio) turns media into features, a trained body encodes features;
     codec training compares features. `lookahead`: media samples after a cell's own end that its encoding may see along the
-    time axis: 0 is causal, None is unbounded.
+    time axis: 0 is causal, None is unbounded. `reach[axis]`: media samples on either side of a cell's own that its encoding
+    may see; an axis that is not named is unbounded. The first of the `axes` are those of the media, in order; a front may add
+    others.
     """
 
     media: Media
     latent_channels: int
     axes: tuple[Axis, ...]
     lookahead: int | None = None
+    reach: Mapping[str, int] | None = None
+
+    def field(self, axis: Axis) -> tuple[float, float]:
+        """Media samples before and after a cell's own that its encoding may see along an axis; inf where unbounded."""
+        far = (self.reach or {}).get(axis.name, math.inf)
+        return far, self.lookahead if axis.name == "time" and self.lookahead is not None else far
 
     @property
     def geometry(self) -> Geometry:

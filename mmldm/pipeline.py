@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,17 +12,19 @@ import torch
 from torch import Tensor
 
 from mmldm import config, store
-from mmldm.asked import as_fields, branches, check_fields
-from mmldm.diffusion.grids import Grid
-from mmldm.diffusion.guidance import CFG, Guidance
+from mmldm.asked import as_fields, branches, check_fields, check_guidance, check_weak
+from mmldm.diffusion.grids import Grid, ListGrid
+from mmldm.diffusion.guidance import Guidance
 from mmldm.diffusion.sampling import sample
 from mmldm.diffusion.solvers import Solver
-from mmldm.given import Given, Known, Placed, paste
+from mmldm.given import Given, Known, Placed, box
+from mmldm.held import Held, hold
 from mmldm.interfaces import Media
 from mmldm.model import Model
+from mmldm.paste import paste
 from mmldm.trained import load_diffusion, sized
 
-__all__ = ["Given", "Known", "Pipeline", "Placed", "Sample", "Sampler"]
+__all__ = ["Given", "Known", "Pipeline", "Placed", "Sample", "Sampler", "box"]
 
 
 @dataclass(frozen=True)
@@ -88,18 +91,41 @@ class Pipeline:
         solver: Mapping[str, Any] | Solver | None = None,
         grid: Mapping[str, Any] | Grid | None = None,
     ) -> Sampler:
-        """The model's own sampler with what is given replaced: nodes of conf/diffusion, or objects as they are."""
+        """The model's own sampler with what is given replaced: nodes of conf/diffusion, or objects as they are.
+
+        A number as guidance is the scale of null (classifier-free); a grid that is a list has its own number of steps.
+        """
         own = self.spec["sampler"]
-        node = own["guidance"] or {}
-        if isinstance(guidance, int | float):
-            guidance = config.build({**node, "scale": float(guidance)}, trust=self.trust) if node else CFG(float(guidance))
-        elif guidance is None:
-            guidance = config.build(node, trust=self.trust) if node else Guidance()
-        built = [
+        if not isinstance(guidance, Guidance):
+            kept = config.build(own["guidance"], trust=self.trust) or Guidance()
+            if "weak" in kept.scales:
+                raise ValueError("wanted a guidance that the model can do alone, got weak; choose a weak model at generation")
+            guidance = kept if guidance is None else kept.changed({"null": float(guidance)})
+        solver, grid = (
             config.build(dict(part), trust=self.trust) if isinstance(part, Mapping) else part
             for part in (solver or own["solver"], grid or own["grid"])
-        ]
-        return Sampler(*built, guidance, steps or own["steps"])
+        )
+        if steps is None and isinstance(grid, ListGrid):
+            steps = len(grid.values) - 1
+        return Sampler(solver, grid, guidance, steps or own["steps"])
+
+    def weaker(self, weak: Pipeline | str | Path | None, given: Given | None = None) -> Model | None:
+        """The model of another pipeline or folder for autoguidance; raises ValueError unless it works on the same latents."""
+        if weak is None:
+            return None
+        other = weak if isinstance(weak, Pipeline) else Pipeline.load(weak, self.trust or (), self.device)
+        check_weak(self.model, other.model)
+        for what, asked in (("knows", given and given.known), ("references", given and given.references)):
+            has = [bool(p.spec.get(what, p.spec.get("knows", True))) for p in (self, other)]
+            if asked and has == [True, False]:
+                raise ValueError(f"wanted a weak model that {what} what is given, as this one, got one trained without")
+        return other.model
+
+    def hold(self, given: Given, medias: Mapping[str, Media]) -> Held:
+        """What is given, encoded; raises ValueError for what the model cannot hold."""
+        knows = bool(self.spec.get("knows", True))
+        given.check(medias, self.spec.get("references", knows))
+        return hold(given, self.model, medias, self.device, self.dtype, self.spec.get("references", knows))
 
     @torch.no_grad()
     def generate(
@@ -111,6 +137,7 @@ class Pipeline:
         steps: int | None = None,
         guidance: float | Guidance | None = None,
         negative: str | None = None,
+        weak: Pipeline | str | Path | None = None,
         solver: Mapping[str, Any] | Solver | None = None,
         grid: Mapping[str, Any] | Grid | None = None,
         seconds: float | None = None,
@@ -118,36 +145,40 @@ class Pipeline:
         known: Mapping[str, Known] | None = None,
         references: Mapping[str, Sequence[Placed]] | None = None,
         absent: Sequence[str] = (),
+        init: Mapping[str, Tensor] | None = None,
+        strength: float = 0.6,
         batch_size: int = 8,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Sample]:
         """`n` samples per prompt; sample i depends on (seed, i) alone, whatever the batch size.
 
         `prompts`: one text, several, or a dict of fields (key of a condition -> values) of equal length. `negative` is a
-        text to steer away from instead of nothing. `known` keeps a part of a stream as it is; `references` gives media beside
-        it (a last frame, key frames); streams in `absent` are not made, and not there for the others. `progress(done, total)`
-        counts network steps of samples.
+        text to steer away from instead of nothing; `weak` answers the branch of that name (autoguidance). `known` keeps a
+        part of a stream as it is; `references` gives media beside it (a last frame, key frames); streams in `absent` are not
+        made, and not there for the others; `init` gives whole clips to vary from level `strength` on. What is kept loosely
+        is told as a warning. `progress(done, total)` counts network steps of samples.
         """
         fields = {key: [v for v in values for _ in range(n)] for key, values in as_fields(prompts).items()}
-        count, medias, given = (
-            len(next(iter(fields.values()))),
-            self.medias(seconds, size),
-            Given(known or {}, references or {}, tuple(absent)),
-        )
+        count, medias = len(next(iter(fields.values()))), self.medias(seconds, size)
+        given = Given(known or {}, references or {}, tuple(absent), init or {}, strength)
         sampler, result = self.sampler(steps, guidance, solver, grid), []
+        weaker = self.weaker(weak, given)
         check_fields(self.model, fields)
-        given.check(medias, self.spec.get("knows", True))
+        check_guidance(self.model, sampler.guidance, negative, weaker, given.absent)
+        held = self.hold(given, medias)
+        for notice in held.notices:
+            warnings.warn(notice, stacklevel=3)
         for start in range(0, count, batch_size):
             items = torch.arange(start, min(start + batch_size, count))
             part = {key: values[start : start + len(items)] for key, values in fields.items()}
 
-            def tick(step: int, steps: int, *_, done: int = start * sampler.steps, rows: int = len(items)) -> None:
+            def tick(step: int, steps: int, *_, done: int = start, rows: int = len(items)) -> None:
                 if progress is not None:
-                    progress(done + (step + 1) * rows, count * steps)
+                    progress(done * steps + (step + 1) * rows, count * steps)
 
-            z = self.sample_latents(part, items, medias, seed, sampler, negative, given, tick)
+            z = self.sample_latents(part, items, medias, seed, sampler, negative, held, tick, weaker)
             made = {s: self.model.decode(s, x, medias[s].shape).to(self.dtype).cpu() for s, x in z.items()}
-            media = {s: paste(x, medias[s], given.known.get(s)) for s, x in made.items()}
+            media = {s: paste(x, given.known.get(s), medias[s]) for s, x in made.items()}
             texts, kinds = part.get("text") or [""] * len(items), {s: medias[s] for s in media}
             result += [
                 Sample({s: x[row] for s, x in media.items()}, kinds, str(texts[row] or ""), seed, index)
@@ -164,19 +195,19 @@ class Pipeline:
         seed: int,
         sampler: Sampler,
         negative: str | None = None,
-        given: Given | None = None,
+        held: Held | None = None,
         callback: Callable[..., None] | None = None,
+        weak: Model | None = None,
     ) -> dict[str, Tensor]:
         """Whitened latents (B, D, *L) of every stream there for one batch of fields, item i keyed by (seed, items[i])."""
-        model, given, place = self.model, given or Given(), {"device": self.device, "dtype": self.dtype}
+        model, held, place = self.model, held or self.hold(Given(), medias), {"device": self.device, "dtype": self.dtype}
         shapes = {s: model.latent_shape(s, media.shape) for s, media in medias.items()}
         noise = {s: model.noise(s, (seed, "noise"), items, shape).to(**place) for s, shape in shapes.items()}
-        context = {s: given.context(model, s, media, len(items), **place) for s, media in medias.items()}
         grids = {s: sampler.grid(sampler.steps, model.path, model.shift_of(s, shape[1:])) for s, shape in shapes.items()}
-        grids |= {s: torch.ones_like(grids[s]) for s in given.absent}
-        knows = bool(self.spec.get("knows", True))
+        context, knows = held.rows(len(items)), bool(self.spec.get("knows", True))
         shown = context if knows else {s: replace(c, z=None, known=None) for s, c in context.items()}
-        asked = branches(model, fields, len(items), shown, ["cond", *sampler.guidance.scales], negative)
+        names = ("cond", *sampler.guidance.scales)
+        asked = branches(model, fields, len(items), shown, names, negative, weak, noise)
 
         def fresh(step: int, stream: str) -> Tensor:
             return model.noise(stream, (seed, "step", step), items, shapes[stream]).to(**place)
@@ -184,13 +215,14 @@ class Pipeline:
         z = sample(
             asked,
             noise,
-            grids,
+            held.grids(grids),
             sampler.solver,
             model.path,
             sampler.guidance,
             context,
             step_noise=fresh,
             callback=callback,
+            start=held.start(model, noise),
             renoise=not knows,
         )
-        return {stream: x for stream, x in z.items() if stream not in given.absent}
+        return {stream: x for stream, x in z.items() if stream not in held.given.absent}

@@ -15,9 +15,9 @@ from mmldm.diffusion import (
     Suffix,
     Whole,
     cells_covered,
-    cells_known,
     merge,
     reference_cells,
+    samples_covered,
     snap,
 )
 from mmldm.interfaces import Axis, grid_positions
@@ -75,30 +75,34 @@ def test_cells_covered_are_those_whose_samples_are_known():
     for i, (a, b) in enumerate(times):
         for j, (c, d) in enumerate(widths):
             assert torch.equal(out[:, i, j], mask[:, a:b, c:d].flatten(1).all(1))
-    causal = cells_covered(mask, axes, lookahead=0)
+    causal = cells_covered(mask, axes, [(float("inf"), 0), (0, 0)])
     assert torch.equal(
         causal, torch.stack([mask[:, :b, c:d].flatten(1).all(1) for _, b in times for c, d in widths], 1).reshape(2, 4, 3)
     )
 
 
-def test_cells_known_within_seconds():
-    axis = (Axis("time", 4, 1, 0.25),)  # ends of the cells: 0.25, 1.25, 2.25, 3.25, 4.25 s
-    assert cells_known({"time": [(0, 2.3)]}, axis, (17,)).tolist() == [True, True, True, False, False]
-    assert cells_known({"time": [(0, 2.2)]}, axis, (17,)).tolist() == [True, True, False, False, False]
-    assert cells_known({"time": [(1.25, 4.25)]}, axis, (17,)).tolist() == [False, False, True, True, True]
-    assert cells_known({"time": [(1.25, 4.25)]}, axis, (17,), lookahead=0).tolist() == [False] * 5  # causal: prefixes only
-    assert cells_known({"time": [(0, 2.3)]}, axis, (17,), lookahead=1).tolist() == [True, True, False, False, False]
-    assert cells_known({"time": [(0, 2.3)]}, axis, (17,), reach={"time": 1}).tolist() == [True, True, False, False, False]
-    assert cells_known({"time": [(0, 1.3), (1.25, 2.25)]}, axis, (17,)).tolist() == [True, True, True, False, False]
-    assert cells_known({"time": [(10, 12.3)]}, axis, (17,), start=10.0).tolist() == [True, True, True, False, False]
-    assert cells_known({"time": [(0, 4.0)]}, axis, (16,)).tolist() == [True] * 5  # the last cell is cut off: what is there
-    assert bool(cells_known({}, FILM, (17, 32, 48)).all())
-    box = cells_known({"width": [(8, 24)], "height": [(0, 31)]}, FILM, (17, 32, 48))
-    assert box.shape == CELLS["film"] and torch.equal(
-        box.nonzero()[:, 1:].unique(dim=0), torch.tensor([[i, j] for i in range(3) for j in (1, 2)])
-    )
-    with pytest.raises(ValueError, match="wanted"):
-        cells_known({"freq": [(0, 1)]}, FILM, (17, 32, 48))
+def test_cells_determined_are_those_whose_field_is_known():
+    axis, line = (Axis("time", 4, 1, 0.25),), torch.ones(17, dtype=torch.bool)  # ends of the cells: 1, 5, 9, 13, 17
+    holes = {
+        (0, 0): {9: [1, 1, 1, 0, 1], 8: [1, 1, 0, 1, 1], 0: [0, 1, 1, 1, 1]},
+        (float("inf"), 0): {9: [1, 1, 1, 0, 0], 0: [0] * 5},  # causal: prefixes only
+        (float("inf"), 1): {9: [1, 1, 0, 0, 0]},
+        (4, 0): {9: [1, 1, 1, 0, 0], 8: [1, 1, 0, 0, 1]},
+        (1, 1): {9: [1, 1, 0, 0, 1], 16: [1, 1, 1, 1, 0]},
+        (float("inf"), float("inf")): {9: [0] * 5},
+    }
+    for field, cases in holes.items():
+        assert cells_covered(line, axis, [field]).all()
+        for hole, known in cases.items():
+            assert cells_covered(line.clone().index_fill(0, torch.tensor(hole), False), axis, [field]).tolist() == known
+    assert cells_covered(line[:16], axis).tolist() == [True] * 5  # the last cell is cut off: what is there
+
+
+def test_samples_covered_are_those_of_the_cells():
+    axes, cells = (Axis("time", 4, 1, 0.5), Axis("width", 3, 3, 1.0)), torch.rand(2, 4, 3) < 0.5
+    samples = samples_covered(cells, axes, (10, 7))
+    assert samples.shape == (2, 10, 7) and torch.equal(cells_covered(samples, axes), cells)
+    assert torch.equal(samples[:, [0, 1, 5, 9]][:, :, [0, 3, 6]], cells)
 
 
 def times(mask):

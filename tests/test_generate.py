@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmldm.commands import generate
+from mmldm.commands import generate, giving
 from mmldm.commands.outputs import check_suffix
 from mmldm.diffusion.guidance import CFG, Guidance
-from mmldm.media import AudioMedia, ImageMedia, VideoMedia, save_audio, save_image
+from mmldm.media import AudioMedia, ImageMedia, VideoMedia, save_audio
 
 SOUND, STILL, CLIP = {"audio": AudioMedia(8000, 1, 1.0)}, {"image": ImageMedia(8, 8)}, {"video": VideoMedia(8, 8.0, 8, 8)}
 
@@ -31,33 +31,6 @@ def half(tmp_path):
 def test_prompts_may_stand_after_options():
     args = parsed("-n", 4, "a red circle", "--steps", 3, "b")
     assert args.prompts == ["a red circle", "b"] and args.n == 4 and args.steps == 3
-
-
-def test_without_keep_what_the_file_holds_is_kept(half):
-    known = generate.known_media(SOUND, parsed("a", "--known", half))["audio"]
-    assert (known.start, known.end) == (0.0, 0.5)
-    assert generate.known_media(SOUND, parsed("a", "--known", half, "--keep", "0.1:0.2"))["audio"].end == 0.2
-    assert generate.known_media(SOUND, parsed("a", "--known", half, "--keep", "0:5"))["audio"].end == 0.5
-    assert generate.known_media(SOUND, parsed("a")) == {}
-
-
-def test_what_cannot_be_kept_is_refused(half, tmp_path):
-    whole = save_audio(torch.zeros(1, 12000), tmp_path / "whole.wav", 8000)
-    picture = save_image(torch.zeros(3, 8, 8), tmp_path / "a.png")
-    for medias, words, told in [
-        (SOUND, ["--known", whole], "wanted something left to generate"),
-        (SOUND, ["--known", half, "--keep", "0.6:0.9"], "within the 0.5 s"),
-        (SOUND, ["--known", half, "--first", picture], "got both"),
-        (SOUND, ["--keep", "0:1"], "--keep alone"),
-        (SOUND, ["--stream", "audio"], "--stream alone"),
-        (SOUND, ["--known", half, "--stream", "vidio"], "'vidio'; choose from audio"),
-        (SOUND, ["--known", picture], "choose from .aac"),
-        (SOUND, ["--first", picture], "moving pictures"),
-        (STILL, ["--known", picture], "a still"),
-    ]:
-        with pytest.raises(ValueError, match=told):
-            generate.known_media(medias, parsed("a", *words))
-    assert generate.known_media(CLIP, parsed("a", "--first", picture))["video"].end == 0.125
 
 
 @pytest.mark.parametrize(
@@ -90,9 +63,9 @@ def test_a_format_that_cannot_be_written_is_refused_first(medias, good, bad):
 
 def test_the_recipe_tells_what_was_really_used(half):
     args = parsed("a", "-n", 2, "--known", half)
-    known = generate.known_media(SOUND, args)
-    told = generate.recipe({"text": ["a"], "label": ["x"]}, SimpleNamespace(guidance=CFG(2.5), steps=7), known, args)
+    given = giving.given(SOUND, args)
+    told = generate.recipe({"text": ["a"], "label": ["x"]}, SimpleNamespace(guidance=CFG(2.5), steps=7), given, args)
     assert told["guidance"] == 2.5 and told["steps"] == 7 and told["n"] == 2 and told["fields"] == {"label": "x"}
     assert told["stream"] == "audio" and told["known"] == str(half)
-    plain = generate.recipe({"text": ["a"]}, SimpleNamespace(guidance=Guidance(), steps=7), {}, args)
+    plain = generate.recipe({"text": ["a"]}, SimpleNamespace(guidance=Guidance(), steps=7), {"known": {}, "init": {}}, args)
     assert plain["guidance"] == 1.0 and "stream" not in plain

@@ -20,7 +20,7 @@ GROUND = {"interfaces", "keyed", "records"}
 MATHS = {"diffusion", "nn", "media"}
 BODIES = {"codec", "conditioner", "denoiser"}
 USERS = {"data", "training", "evaluation"}
-TOP = {"config", "asked", "given", "pipeline", "settings", "store", "targets", "trained"}
+TOP = {"config", "asked", "given", "held", "paste", "pipeline", "settings", "store", "targets", "trained"}
 LAYERS = {
     "interfaces": {"records"},
     "keyed": set(),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mmldm.commands import cli
-from mmldm.media import AudioMedia, VideoMedia, read_metadata, save_audio, save_image
+from mmldm.media import AudioMedia, ImageMedia, VideoMedia, read_metadata, save_audio, save_image
 from tests import real_files
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -149,6 +149,36 @@ def test_the_readmes_generation_commands(house, monkeypatch):
     known = AudioMedia(16000, 1, 0.5)
     difference = (known.load(sound).x - known.load("start.wav").x).abs().max()
     assert difference < 1e-4  # what is kept is in the file as it was
+
+
+def test_the_readmes_edits(house, monkeypatch):
+    monkeypatch.chdir(house)
+    for name, level in (("a", 0.5), ("b", -0.5), ("c", 0.0)):
+        save_image(torch.full((3, 32, 32), level), f"{name}.png")
+    mask = torch.full((3, 32, 32), -1.0)
+    mask[:, 8:24, 8:24] = 1.0
+    save_image(mask, "mask.png")
+    save_audio(torch.sin(torch.arange(16000) * 0.3)[None] * 0.4, "start.wav", 16000)
+    for line in commands("Edit"):
+        mmldm(line)
+    given, filled = ImageMedia(32, 32).load("a.png").x, ImageMedia(32, 32).load(next(Path("filled").glob("0*.png"))).x
+    assert torch.equal(filled[mask < 0], given[mask < 0]) and not torch.equal(filled, given)
+    wider = ImageMedia(48, 48).load(next(Path("wider").glob("0*.png"))).x
+    assert torch.equal(wider[:, 8:40, 8:40], given)
+    sound = AudioMedia(16000, 1, 1.5)
+    before, start = sound.load(next(Path("before").glob("*.wav"))).x, sound.load("start.wav").x
+    assert torch.equal(before[:, 8000:], start[:, :16000])
+
+
+def test_the_readmes_picture_and_sound(house, monkeypatch):
+    monkeypatch.chdir(house)
+    Path("clip.mp4").write_bytes(Path("clips/clip0.mp4").read_bytes())
+    for line in commands("Picture and sound together"):
+        mmldm(line)
+    for out in ("both", "foley", "seen"):
+        clip = next(Path(out).glob("*.mp4"))
+        assert VideoMedia(8, 8.0, 32, 32).probe(clip).seconds > 0.9 and AudioMedia(16000, 1, 1.0).probe(clip).seconds > 0.9
+    assert len(list(Path("silent").glob("*.mp4"))) == 1 and not list(Path("silent").glob("*.wav"))
 
 
 def test_the_readmes_python(house, monkeypatch, capsys):

@@ -63,6 +63,7 @@ class AudioCodec(ConvCodec):
             (mel.hop, 1),
             regulariser,
             lookahead=(mel.n_fft - mel.hop) // 2,
+            overlap=(mel.n_fft - mel.hop) // 2,
         )
         self.mel, self.vocoder = mel, vocoder
 

@@ -77,6 +77,15 @@ class ConvVAE(nn.Module):
         """Samples that cell 0 covers along an axis."""
         return 1 if axis == self.lone_axis else self.strides[axis]
 
+    def reach(self, axis: int) -> int:
+        """Samples before a cell's own, and after them unless the axis is causal, that its encoding sees."""
+        far, scale = 0, 1
+        for layer in self.encoder:
+            scale *= layer.stride[axis] if isinstance(layer, Downsample) else 1
+            kernels = [conv.conv.kernel_size[axis] for conv in layer.modules() if isinstance(conv, Conv)]
+            far += scale * sum(k - 1 if axis == self.causal_axis else k // 2 for k in kernels)
+        return far
+
     def cells(self, lengths: Sequence[int]) -> tuple[int, ...]:
         """Cells that cover `lengths` samples per axis, the last of each possibly in part."""
         return tuple(1 + max(0, -(-(n - self.first(a)) // self.strides[a])) for a, n in enumerate(lengths))
@@ -105,7 +114,7 @@ class ConvCodec(Codec):
     """A codec whose body is a ConvVAE and whose latent is what `regulariser` makes of the encoder's output.
 
     `names` and `units` describe the axes of the feature grid; `samples` is how many media samples one feature position spans
-    along each (a mel frame spans a hop).
+    along each (a mel frame spans a hop), `overlap` how many more it sees on either side along the first axis.
     """
 
     def __init__(
@@ -117,6 +126,7 @@ class ConvCodec(Codec):
         samples: Sequence[int] | None = None,
         regulariser: Regulariser | None = None,
         lookahead: int | None = None,
+        overlap: int = 0,
     ):
         super().__init__()
         self.media, self.body, self.lookahead = media, body, lookahead
@@ -127,10 +137,12 @@ class ConvCodec(Codec):
                 f"wanted a body with head_channels={self.regulariser.heads * body.latent_channels} for "
                 f"{type(self.regulariser).__name__}, got {body.head_channels}"
             )
+        spans = tuple(samples or (1,) * body.rank)
         self.axes = tuple(
-            Axis(name, body.strides[a] * each, body.first(a) * each, unit)
-            for a, (name, unit, each) in enumerate(zip(names, units, samples or (1,) * body.rank, strict=True))
+            Axis(name, body.strides[a] * span, body.first(a) * span, unit)
+            for a, (name, unit, span) in enumerate(zip(names, units, spans, strict=True))
         )
+        self.reach = {axis.name: body.reach(a) * spans[a] + overlap * (a == 0) for a, axis in enumerate(self.axes)}
 
     def encode_features(self, features: Tensor) -> Posterior:
         return self.regulariser.posterior(_wide(self.body.encode(features)))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,15 +82,6 @@ class _Lab:
     def timed(self, length: int) -> tuple[int, ...]:
         """The media shape with another length in time."""
         return (*self.shape[: self.dim - 1], length, *self.shape[self.dim :])
-
-    def ends(self) -> Iterator[tuple[int, int]]:
-        """(cells, media samples that decide them) for beginnings of the clip that leave something after."""
-        axis = self.codec.axes[self.time]
-        total = self.shape[self.dim - 1]
-        for cells in range(1, axis.cells(total)):
-            seen = axis.length(cells) + self.codec.lookahead
-            if seen < total:
-                yield cells, seen
 
     def near(self, a: Tensor, b: Tensor, tolerance: float | None = None) -> str | None:
         """None where a and b agree relative to b's scale, else how far apart they are."""
@@ -179,29 +171,32 @@ def _positions(lab: _Lab) -> str | None:
 
 
 @torch.no_grad()
-def _causal(lab: _Lab) -> str | None:
+def _field(lab: _Lab) -> str | None:
     x = lab.media(lab.shape)
     whole = lab.exact.encode(x).mean
-    for cells, seen in lab.ends():
-        later = x.narrow(lab.dim, seen, x.shape[lab.dim] - seen)
-        changed = torch.cat([x.narrow(lab.dim, 0, seen), -later.flip(lab.dim)], lab.dim)
-        begin = lab.exact.encode(changed).mean.narrow(2 + lab.time, 0, cells)
-        if found := lab.near(begin, whole.narrow(2 + lab.time, 0, cells)):
-            return f"media after sample {seen} changes the first {cells} latents: {found}"
+    for dim, axis in enumerate(lab.exact.axes[: x.ndim - 2], start=2):
+        (before, after), cells, total = lab.exact.field(axis), whole.shape[dim], x.shape[dim]
+        for cell in sorted({0, 1, cells // 2, cells - 1} & set(range(cells))):
+            begin, end = axis.length(cell) * (cell > 0), axis.length(cell + 1)
+            place = torch.arange(total).reshape([-1 if d == dim else 1 for d in range(x.ndim)])
+            changed = torch.where((place >= begin - before) & (place < end + after), x, -x.flip(dim))
+            seen = lab.exact.encode(changed).mean.narrow(dim, cell, 1)
+            if found := lab.near(seen, whole.narrow(dim, cell, 1)):
+                return f"media beyond the field {before, after} of cell {cell} along {axis.name} change it: {found}"
     return None
 
 
 @torch.no_grad()
 def _prefix(lab: _Lab) -> str | None:
     x = lab.media(lab.shape)
-    whole = lab.exact.encode(x).mean
-    for cells, seen in lab.ends():
-        extra = 2 * lab.exact.lookahead  # the end of a shorter clip is no prefix: what touches it may differ
-        if seen + extra >= x.shape[lab.dim]:
+    whole, axis = lab.exact.encode(x).mean, lab.exact.axes[lab.time]
+    for cells in range(1, whole.shape[2 + lab.time]):
+        length = axis.length(cells) + 3 * lab.exact.lookahead  # what touches the end of a shorter clip may differ
+        if length >= x.shape[lab.dim]:
             break
-        begin = lab.exact.encode(x.narrow(lab.dim, 0, seen + extra)).mean
+        begin = lab.exact.encode(x.narrow(lab.dim, 0, length)).mean
         if found := lab.near(begin.narrow(2 + lab.time, 0, cells), whole.narrow(2 + lab.time, 0, cells)):
-            return f"the first {seen + extra} media samples alone give other first {cells} latents: {found}"
+            return f"the first {length} media samples alone give other first {cells} latents: {found}"
     return None
 
 
@@ -280,6 +275,10 @@ def _is_lone(lab: _Lab) -> bool:
     return _is_timed(lab) and lab.codec.axes[lab.time].first == 1
 
 
+def _is_bounded(lab: _Lab) -> bool:
+    return any(math.isfinite(far) for axis in lab.codec.axes for far in lab.codec.field(axis))
+
+
 def _is_trained(lab: _Lab) -> bool:
     return any(p.requires_grad for p in lab.codec.parameters())
 
@@ -289,7 +288,7 @@ _LAWS = (
     _Law("every length comes back", "generation and reconstruction of other sizes", _round_trip),
     _Law("constant media stay finite", "training on silence and on blank pictures", _extremes),
     _Law("axes agree with the latent", "positions, alignment of streams, known cells", _positions),
-    _Law("causal to its look-ahead", "extension and known prefixes", _causal, _is_timed),
+    _Law("a cell sees its field alone", "extension, inpainting, known cells", _field, _is_bounded),
     _Law("a beginning encodes alike alone", "known prefixes and streaming", _prefix, _is_timed),
     _Law("one media sample is the first latent", "a picture as a clip's known beginning", _first_alone, _is_lone),
     _Law("the same twice", "reproducible samples and caches", _deterministic),
