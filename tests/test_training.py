@@ -218,22 +218,6 @@ def test_whitening_gives_zero_mean_and_unit_variance_with_the_posterior_counted(
     assert torch.allclose(whitening.inverse(whitening(mean)), mean, atol=1e-12)
 
 
-def test_ema_is_the_power_function_average():
-    ema, linear = EMA(0.1), nn.Linear(1, 1, bias=False)
-    values = torch.arange(1.0, 41.0).double()
-    ema.average = {"weight": torch.zeros(1, 1)}
-    for step, value in enumerate(values, 1):
-        ema.update({"weight": torch.full((1, 1), float(value))}, step)
-    g = ema.exponent
-    share = (torch.arange(1.0, 41.0).double() / 40) ** (g + 1) - (torch.arange(0.0, 40.0).double() / 40) ** (g + 1)
-    assert abs(float(ema.average["weight"]) - float((share * values).sum())) < 1e-4
-    ema.step = 40
-    before = linear.weight.detach().clone()
-    with ema.averaged(linear):
-        assert torch.equal(linear.weight.float(), ema.average["weight"].float())
-    assert torch.equal(linear.weight, before)
-
-
 @pytest.mark.parametrize(("path", "prediction"), [(Linear(), Flow()), (Cosine(), V()), (Cosine(), V()), (Linear(), V())])
 def test_denoise_returns_known_cells_to_the_bit(path, prediction):
     model = make_model(path, prediction)

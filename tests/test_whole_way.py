@@ -106,6 +106,7 @@ def test_training_leaves_a_model_and_a_page(house):
         assert (folder / "model" / "manifest.json").is_file() and (folder / "index.html").is_file()
         assert "media/" in (folder / "index.html").read_text()
     assert (house / "runs" / "image" / "evaluation" / "report.json").is_file()
+    assert (house / "runs" / "image" / "model-ema-0.12" / "manifest.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,6 @@ def facts(job: Job, trainer: lightning.Trainer) -> dict[str, Any]:
         "minutes": round(job.module.elapsed() / 60, 3),
         "batch_size": job.cfg.data.batch_size,
         "seed": job.cfg.seed,
-        "weights": f"power-function average, relative width {job.cfg.ema}",
         "data": job.data.fingerprint(),
         "numbers": numbers,
         "versions": {"torch": torch.__version__, "lightning": lightning.__version__},

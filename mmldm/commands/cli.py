@@ -17,6 +17,7 @@ COMMANDS = {
     "encode": "cache the latents of a data set",
     "generate": "make media from prompts: mmldm generate MODEL 'a red circle'",
     "evaluate": "measure a trained model",
+    "ema": "a trained run's weights averaged over another width: mmldm ema RUN --std 0.12",
     "demo": "train and generate images, audio and video on the built-in data, and write a page",
 }
 _LINES = 6  # of a user's error

@@ -129,8 +129,8 @@ def one(modality: str, folder: Path, clock: Clock, page: Page, report: dict[str,
 
 def compose(experiment: str, run: Path, minutes: float, seed: int, *overrides: str) -> Any:
     """The configuration of one training of the demo."""
-    words = [f"experiment={experiment}", quoted("run", run), f"minutes={minutes:.3f}", f"seed={seed}", *overrides]
-    return config.compose(words)
+    words = [f"experiment={experiment}", quoted("run", run), f"minutes={minutes:.3f}", f"seed={seed}", "ema=0.05", "snapshots=0"]
+    return config.compose([*words, *overrides])
 
 
 def quoted(key: str, path: Path) -> str:

@@ -16,7 +16,7 @@ Trains a codec or a diffusion model on your files; the same command with the sam
 Any key of conf/ can be overridden: denoiser=dit_s trainer.max_steps=10000 optimizer.lr=3e-4 data.batch_size=32
   --config-dir DIR   a folder of your own yaml files, laid out like conf/
   --multirun         one run, RUN/0, RUN/1 …, for each combination of comma-separated values
-  --dry-run          build everything, print sizes, train nothing
+  --dry-run          build everything, print sizes, draw the loss weight over the noise levels, train nothing
 """
 
 

@@ -14,13 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mmldm import config, pipeline, store, trained
-from mmldm.commands import cards
+from mmldm.commands import cards, levels
 from mmldm.commands.job import Job
 from mmldm.commands.sources import build_data
+from mmldm.diffusion.draws import KeyCell, KnownMixture
 from mmldm.interfaces import Codec
 from mmldm.media import MediaLogger, Page
 from mmldm.model import Whitening
-from mmldm.training import EMA, CodecTraining, Curves, Progress, Resume, Samples, Speed
+from mmldm.training import EMA, CodecTraining, Curves, DiffusionTraining, Progress, Resume, Samples, Speed
 
 __all__ = ["dry_run", "prepare", "train"]
 
@@ -30,7 +31,7 @@ console = Console(stderr=True)
 def train(cfg: DictConfig) -> Path:
     """Train what the configuration describes and write RUN/model; returns the run folder. The same call continues a run."""
     job = prepare(cfg)
-    resume, ema = Resume(job.run / "resume", cfg.checkpoint_every), EMA(cfg.ema)
+    resume, ema = Resume(job.run / "resume", cfg.checkpoint_every), EMA(cfg.ema, job.run / "ema", cfg.snapshots)
     if resume.latest and (done := finished(job, resume.latest)):
         console.print(done)
         return job.run
@@ -52,7 +53,7 @@ def train(cfg: DictConfig) -> Path:
     if trainer.is_global_zero:
         job.module.to(trainer.strategy.root_device)
         with ema.averaged(job.module):
-            export(job, trainer)
+            export(job, trainer, ema)
         page.write()
         console.print(f"trained {trainer.global_step} steps; model in {job.run / 'model'}, page in {job.run / 'index.html'}")
     return job.run
@@ -75,7 +76,7 @@ def keep_log(path: Path, step: int) -> None:
 
 
 def dry_run(cfg: DictConfig) -> None:
-    """Build everything, print what would be trained on what, and stop."""
+    """Build everything, print what would be trained on what, draw what each noise level weighs, and stop."""
     job = prepare(cfg)
     job.data.setup("fit")
     batch = next(iter(job.data.val_dataloader()))
@@ -85,6 +86,10 @@ def dry_run(cfg: DictConfig) -> None:
         codec = job.module.codec if isinstance(job.module, CodecTraining) else job.module.model.codecs[stream]
         console.print(f"  {stream}: media {media.shape} -> latent {codec.latent_shape(media.shape)}")
     console.print(f"  first validation batch: {len(batch)} items")
+    if isinstance(job.module, DiffusionTraining):
+        shapes = {s: job.module.model.latent_shape(s, media.shape) for s, media in job.medias.items()}
+        picture = levels.draw(job.module, shapes, job.run / "weights.png")
+        console.print(f"  weight of the loss and density of the levels over lambda: {picture}", soft_wrap=True)
 
 
 # ---------------------------------------------------------------- building
@@ -187,9 +192,15 @@ def diffusion_spec(cfg: DictConfig) -> dict[str, Any]:
         **named,
         "sampler": sampler,
         "knows": bool(cfg.diffusion.known),
+        "references": knows_references(config.build(cfg.diffusion.known or None)),
         "conditions": config.resolved(cfg.conditions),
         "denoiser": config.resolved(cfg.denoiser),
     }
+
+
+def knows_references(known: KnownMixture | None) -> bool:
+    """Whether media beside the grid are given in training."""
+    return known is not None and any(isinstance(draw, KeyCell) for _, draw in known.draws)
 
 
 def build_trainer(job: Job, page: Page, resume: Resume, ema: EMA) -> lightning.Trainer:
@@ -231,9 +242,10 @@ def quiet() -> None:
 # ---------------------------------------------------------------- the end of a run
 
 
-def export(job: Job, trainer: lightning.Trainer) -> None:
+def export(job: Job, trainer: lightning.Trainer, ema: EMA) -> None:
     """Fit the whitening of a codec, then write the model folder."""
     module, facts = job.module, cards.facts(job, trainer)
+    facts["weights"] = f"power-function average, relative width {ema.stds[0]:g}"
     module.eval()
     if isinstance(module, CodecTraining):
         module.fit_whitening(job.data.sample_batches(job.cfg.whitening_batches))

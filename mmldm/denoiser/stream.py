@@ -53,15 +53,19 @@ class StreamTokens(nn.Module):
             known = patchify(settled[:, None], self.patch, True).all(-1)
         if valid is not None:
             valid = patchify(valid[:, None], self.patch, False).any(-1)
-        return Segment(self.embed(patchify(grid, self.patch)), midpoints(noisy.positions, self.patch), known, valid)
+        return Segment(self._embedded(grid), midpoints(noisy.positions, self.patch), known, valid)
 
     def _reference(self, reference: Reference) -> Segment:
         z = reference.z
         grid = self._stack(z, torch.ones_like(z[:, :1]), None)
-        tokens = self.embed(patchify(grid, self.patch))
+        tokens = self._embedded(grid)
         known = torch.ones(tokens.shape[:2], dtype=torch.bool, device=z.device)
         valid = None if reference.present is None else reference.present[:, None] & known
         return Segment(tokens, midpoints(reference.positions, self.patch), known, valid)
+
+    def _embedded(self, grid: Tensor) -> Tensor:
+        """Grid (B, C, *L) -> tokens (B, N, W), in the type of the weights."""
+        return self.embed(patchify(grid.to(self.embed.weight.dtype), self.patch))
 
     def _stack(self, z: Tensor, mask: Tensor, aligned: Tensor | None) -> Tensor:
         if self.aligned and aligned is None:

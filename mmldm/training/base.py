@@ -42,6 +42,10 @@ class Training(LightningModule):
         self.base_lr = [group["lr"] for group in optimizer.param_groups]
         return optimizer
 
+    def exported(self) -> dict[str, nn.Parameter]:
+        """The parameters that train and belong to the exported model, by name: what an average is taken of."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
     # -- progress
 
     def elapsed(self) -> float:

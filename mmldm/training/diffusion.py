@@ -13,7 +13,7 @@ from mmldm.diffusion.draws import KnownMixture
 from mmldm.diffusion.known import Context, reference_cells, snap
 from mmldm.diffusion.prediction import expand
 from mmldm.diffusion.times import Times, permutation, stratified
-from mmldm.diffusion.weighting import Weighting, loss_weight
+from mmldm.diffusion.weighting import LearnedUncertainty, Weighting
 from mmldm.interfaces import Batch
 from mmldm.model import Model
 from mmldm.training.base import Training, finite
@@ -35,7 +35,7 @@ class DiffusionTraining(Training):
         self,
         model: Model,
         times: Times,
-        weighting: Weighting,
+        weighting: Weighting | LearnedUncertainty,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
         known: KnownMixture | None = None,
         schedule: Schedule | None = None,
@@ -45,6 +45,10 @@ class DiffusionTraining(Training):
     ):
         super().__init__(optimizer, schedule, batch_size, seed, minutes)
         self.model, self.times, self.weighting, self.known = model, times, weighting, known
+
+    def exported(self) -> dict[str, nn.Parameter]:
+        """The parameters that train of the model alone: a learned weighting belongs to the loss."""
+        return {f"model.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
 
     # -- steps
 
@@ -151,8 +155,9 @@ class DiffusionTraining(Training):
         for stream, x in z.items():
             target = prediction.target(path, x, eps[stream], expand(t[stream], x))
             error = (output[stream].float() - target.float()).square().mean(1)
-            error = masked_mean(error, context[stream]) * (t[stream] < 1)
-            result[stream] = error if unit else error * loss_weight(self.weighting, path, prediction, t[stream])
+            loss = masked_mean(error, context[stream])
+            loss = loss if unit else self.weighting.loss(loss, path, prediction, t[stream])
+            result[stream] = loss * counted(context[stream], t[stream])
         return result
 
     def _present(self, batch: Batch, keep: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -165,3 +170,8 @@ def masked_mean(error: Tensor, context: Context) -> Tensor:
     """Mean of (B, *L) over each sample's unknown valid cells: (B,); 0 where there are none."""
     use = torch.ones_like(error) if context.free is None else context.free.to(error)
     return (error * use).flatten(1).sum(1) / use.flatten(1).sum(1).clamp_min(1)
+
+
+def counted(context: Context, t: Tensor) -> Tensor:
+    """Samples (B,) of which something is to be predicted: not absent (t = 1), not wholly known."""
+    return t < 1 if context.free is None else (t < 1) & context.free.flatten(1).any(1)

@@ -1,57 +1,93 @@
-"""Exponential moving average of the trained parameters, and of nothing else."""
+"""Exponential moving averages of the parameters that train and are exported, and of nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-__all__ = ["EMA", "power_exponent"]
+from mmldm.training import snapshots
+from mmldm.training.base import Training
 
+__all__ = ["EMA"]
 
-def power_exponent(std: float) -> float:
-    """The gamma of a power-function average of relative standard deviation `std` (EDM2, arXiv 2312.02696, eq. 123)."""
-    if not 0.0 < std < 0.289:
-        raise ValueError(f"wanted a relative standard deviation in (0, 0.289), got {std}; choose for example 0.05 or 0.10")
-    low, high = 0.0, 1e4
-    for _ in range(100):
-        gamma = (low + high) / 2
-        if (gamma + 1) ** 0.5 / (gamma + 2) / (gamma + 3) ** 0.5 > std:
-            low = gamma
-        else:
-            high = gamma
-    return (low + high) / 2
+Tensors = dict[str, Tensor]
 
 
 class EMA(Callback):
-    """Averages the parameters that train, with the power-function profile of EDM2 (arXiv 2312.02696, eq. 122); float32."""
+    """Averages with the power-function profile of EDM2 (arXiv 2312.02696, eq. 122), float32, one per relative width in `std`.
 
-    def __init__(self, std: float = 0.05):
-        self.std = std
-        self.exponent = power_exponent(std)
-        self.step = 0
-        self.average: dict[str, Tensor] = {}
-        self._raw: dict[str, Tensor] | None = None
+    The first width is validated, sampled and exported. Every width is kept in `folder` at about `count` moments of the
+    training (by progress), the last in float32 and those before it in float16; `snapshots.reconstruct` makes any other width
+    of them. A sharded parameter is averaged shard by shard, and gathered when it is written.
+    """
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        current = trained(pl_module)
-        if not self.average:
-            self.average = {name: p.detach().float().clone() for name, p in current.items()}
-        self.average = {name: self.average[name].to(p.device) for name, p in current.items()}
+    def __init__(self, std: float | Sequence[float] = 0.05, folder: str | Path | None = None, count: int = 16):
+        self.stds = (float(std),) if isinstance(std, int | float) else tuple(map(float, std))
+        if not self.stds or len(set(self.stds)) < len(self.stds):
+            raise ValueError(f"wanted one or more different widths, got {list(self.stds)}; choose for example [0.05, 0.10]")
+        if count < 0:
+            raise ValueError(f"wanted 0 snapshots or more, got {count}")
+        self.exponents = {s: snapshots.power_exponent(s) for s in self.stds}
+        self.folder, self.count = None if folder is None or not count else Path(folder), count
+        self.step, self.kept = 0, 0  # optimiser step of the averages, and of the newest snapshot
+        self.averages: dict[float, Tensors] = {}
+        self._raw: Tensors | None = None
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+    @property
+    def average(self) -> Tensors:
+        """The average of the first width, by parameter name."""
+        return self.averages[self.stds[0]]
+
+    # -- training
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Training) -> None:
+        current = parameters(pl_module)
+        for std in self.stds:
+            loaded = self.averages.get(std, {})
+            self.averages[std] = {name: _beside(loaded.get(name, p), p) for name, p in current.items()}
+        if self.folder is not None and trainer.is_global_zero:
+            for snapshot in snapshots.find(self.folder):
+                if snapshot.step > self.step:  # of a future that this run has left
+                    snapshot.path.unlink()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Training, outputs, batch, batch_idx: int) -> None:
         if trainer.global_step > self.step:
             self.step = trainer.global_step
-            self.update(trained(pl_module), self.step)
+            self.update(parameters(pl_module), self.step)
+            self._keep(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Training) -> None:
+        if self.kept < self.step:
+            self._keep(trainer, pl_module)  # the clock may end a training between two steps
 
     @torch.no_grad()
-    def update(self, parameters: dict[str, Tensor], step: int) -> None:
-        """Move the average towards the parameters after optimiser step `step` (from 1)."""
-        weight = 1.0 - (1.0 - 1.0 / step) ** (self.exponent + 1.0)
-        torch._foreach_lerp_(list(self.average.values()), [parameters[n].detach().float() for n in self.average], weight)
+    def update(self, current: Tensors, step: int) -> None:
+        """Move the averages towards the parameters after optimiser step `step` (from 1)."""
+        for std, average in self.averages.items():
+            weight = 1.0 - (1.0 - 1.0 / step) ** (self.exponents[std] + 1.0)
+            values = [_local(current[name].detach()).float() for name in average]
+            torch._foreach_lerp_([_local(tensor) for tensor in average.values()], values, weight)
+
+    def _keep(self, trainer: Trainer, module: Training) -> None:
+        """Write the averages where another 1/count of the training is done, or all of it."""
+        if self.folder is None:
+            return
+        progress = module.progress()
+        if progress < 1.0 and (1.0 - self.kept / self.step) * progress * self.count < 1.0 - 1e-9:
+            return
+        self.kept = self.step
+        for std, average in self.averages.items():
+            whole = {name: _whole(tensor).cpu().contiguous() for name, tensor in average.items()}
+            if trainer.is_global_zero:
+                snapshots.save(self.folder, std, self.step, whole, half=progress < 1.0)
+
+    # -- the averaged module
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.swap_in(pl_module)
@@ -59,40 +95,67 @@ class EMA(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.swap_out(pl_module)
 
-    def swap_in(self, module: nn.Module) -> None:
-        """Put the averaged parameters into the module, keeping the raw ones aside; nothing before the first update."""
+    def swap_in(self, module: Training) -> None:
+        """Put the averages of the first width into the module, keeping the raw ones aside; nothing before the first update."""
         if self.step > 0 and self._raw is None:
-            self._raw = {name: p.detach().clone() for name, p in trained(module).items()}
-            _copy(trained(module), self.average)
+            current = parameters(module)
+            self._raw = {name: p.detach().clone() for name, p in current.items()}
+            _copy(current, self.average)
 
-    def swap_out(self, module: nn.Module) -> None:
+    def swap_out(self, module: Training) -> None:
         """Put the raw parameters back."""
         if self._raw is not None:
-            _copy(trained(module), self._raw)
+            _copy(parameters(module), self._raw)
             self._raw = None
 
     @contextmanager
-    def averaged(self, module: nn.Module) -> Iterator[None]:
-        """Inside this context the module carries the averaged parameters."""
+    def averaged(self, module: Training) -> Iterator[None]:
+        """Inside this context the module carries the averages of the first width."""
         self.swap_in(module)
         try:
             yield
         finally:
             self.swap_out(module)
 
+    # -- checkpoints
+
     def state_dict(self) -> dict:
-        return {"step": self.step, "average": self.average}
+        whole = {f"{std:g}": {n: _whole(x) for n, x in average.items()} for std, average in self.averages.items()}
+        return {"step": self.step, "kept": self.kept, "averages": whole}
 
     def load_state_dict(self, state: dict) -> None:
-        self.step, self.average = state["step"], dict(state["average"])
+        names = [f"{std:g}" for std in self.stds]
+        if sorted(names) != sorted(state["averages"]):
+            before = ",".join(state["averages"])
+            raise ValueError(f"wanted the widths that this run averages, ema=[{before}], got {', '.join(names)}")
+        self.step, self.kept = state["step"], state["kept"]
+        self.averages = {std: dict(state["averages"][name]) for std, name in zip(self.stds, names, strict=True)}
 
 
-def trained(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters that train, by name."""
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+def parameters(module: Training) -> Tensors:
+    """What is averaged of a module, by name; of a module sharded by FSDP2 the shards."""
+    for part in module.modules():
+        if hasattr(part, "reshard"):  # a forward without a backward leaves the outermost parameters gathered
+            part.reshard()
+    return module.exported()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _beside(tensor: Tensor, p: Tensor) -> Tensor:
+    """A float32 copy on the device, and with the sharding, of a parameter."""
+    if isinstance(p, DTensor) and not isinstance(tensor, DTensor):
+        tensor = distribute_tensor(tensor.to(p.device), p.device_mesh, p.placements)
+    return tensor.detach().to(p.device, torch.float32, copy=True)
 
 
 @torch.no_grad()
-def _copy(target: dict[str, Tensor], source: dict[str, Tensor]) -> None:
+def _copy(target: Tensors, source: Tensors) -> None:
     for name, p in target.items():
-        p.copy_(source[name])
+        _local(p).copy_(_local(source[name]))
