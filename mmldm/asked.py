@@ -16,7 +16,7 @@ from mmldm.interfaces import Cond
 from mmldm.model import Model
 from mmldm.targets import did_you_mean
 
-__all__ = ["as_fields", "branches", "check_fields", "check_guidance", "check_weak", "guides"]
+__all__ = ["as_fields", "beside", "branches", "check_fields", "check_guidance", "check_weak", "guides"]
 
 
 # ---------------------------------------------------------------- checks, before anything is computed
@@ -46,6 +46,15 @@ def guides(model: Model, absent: Sequence[str] = ()) -> list[str]:
     """What `without:NAME` may leave out: the conditions, and the streams beside which another one is made."""
     there = [s for s in model.codecs if s not in absent]
     return [*model.conditions.readers, *(s for s in there if len(there) > 1 and s not in model.conditions.readers)]
+
+
+def beside(model: Model, guidance: Guidance, own: Guidance, absent: Sequence[str]) -> Guidance:
+    """The guidance without what a model's `own` has of streams that mean nothing where some are absent."""
+    streams = set(model.codecs) - set(guides(model, absent)) if absent else set()
+    left_out = {f"without:{stream}" for stream in streams} & set(own.scales)
+    if not left_out & set(guidance.scales):
+        return guidance
+    return guidance.changed({branch: scale for branch, scale in guidance.scales.items() if branch not in left_out})
 
 
 def check_guidance(

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from mmldm import config, store
-from mmldm.asked import as_fields, branches, check_fields, check_guidance, check_weak
+from mmldm.asked import as_fields, beside, branches, check_fields, check_guidance, check_weak
+from mmldm.denoiser.memory import Reuse
 from mmldm.diffusion.grids import Grid, ListGrid
 from mmldm.diffusion.guidance import Guidance
 from mmldm.diffusion.sampling import sample
 from mmldm.diffusion.solvers import Solver
 from mmldm.given import Given, Known, Placed, box
 from mmldm.held import Held, hold
-from mmldm.interfaces import Media
+from mmldm.interfaces import Denoiser, Media
 from mmldm.model import Model
 from mmldm.paste import paste
 from mmldm.trained import load_diffusion, sized
@@ -63,12 +64,25 @@ class Pipeline:
         self.trust = None if trust is None else tuple(trust)
 
     @classmethod
-    def load(cls, path: str | Path, trust: Sequence[str] = (), device: str | torch.device | None = None) -> Pipeline:
-        """Load a run or model folder; `trust` names classes from outside mmldm that it may use, exactly."""
+    def load(
+        cls,
+        path: str | Path,
+        trust: Sequence[str] = (),
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        compile: bool = False,
+        reuse: int | None = None,
+    ) -> Pipeline:
+        """Load a run or model folder; `trust` names classes from outside mmldm that it may use, exactly.
+
+        The denoiser may have weights of another `dtype` (bfloat16), be compiled, and recompute its middle blocks at every
+        `reuse`-th call only.
+        """
         stored = store.load_model(path)
         model = load_diffusion(stored, trust)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model.to(device), stored.spec, stored.facts, trust)
+        hasten(model.to(device).denoiser, dtype, compile, reuse)
+        return cls(model, stored.spec, stored.facts, trust)
 
     @property
     def device(self) -> torch.device:
@@ -162,6 +176,7 @@ class Pipeline:
         count, medias = len(next(iter(fields.values()))), self.medias(seconds, size)
         given = Given(known or {}, references or {}, tuple(absent), init or {}, strength)
         sampler, result = self.sampler(steps, guidance, solver, grid), []
+        sampler = replace(sampler, guidance=beside(self.model, sampler.guidance, self.sampler().guidance, given.absent))
         weaker = self.weaker(weak, given)
         check_fields(self.model, fields)
         check_guidance(self.model, sampler.guidance, negative, weaker, given.absent)
@@ -226,3 +241,16 @@ class Pipeline:
             renoise=not knows,
         )
         return {stream: x for stream, x in z.items() if stream not in held.given.absent}
+
+
+def hasten(denoiser: Denoiser, dtype: torch.dtype | None = None, compile: bool = False, reuse: int | None = None) -> None:
+    """Give a denoiser weights of another type, compile it, or let it skip blocks; raises ValueError for what does not go."""
+    if reuse is not None and (compile or not hasattr(denoiser, "reuse")):
+        got = "compile too" if compile else type(denoiser).__name__
+        raise ValueError(f"wanted a denoiser that can reuse its blocks, not compiled (denoiser=dit_…), got {got}")
+    if dtype is not None:
+        denoiser.to(dtype)
+    if reuse is not None:
+        denoiser.reuse = Reuse(reuse)
+    if compile:
+        denoiser.compile()

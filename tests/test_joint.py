@@ -101,3 +101,13 @@ def test_synchrony_counts_what_is_within_a_frame():
     late = [Sample({"video": v, "audio": a.roll(2500, -1)}, medias, "", 0, i) for i, (v, a) in enumerate(clips)]
     assert measuring.agreement("av", true, wanted) == {"colour": 1.0, "tempo": 1.0, "timbre": 1.0, "synchrony": 1.0}
     assert measuring.agreement("av", late, wanted)["synchrony"] <= 0.25
+
+
+def test_a_model_can_be_loaded_to_run_faster(runs):
+    plain = Pipeline.load(runs / "av").generate("a", steps=2)[0].streams["video"]
+    half = Pipeline.load(runs / "av", dtype=torch.bfloat16).generate("a", steps=2)[0].streams["video"]
+    assert half.dtype == torch.float32 and 0 < (half - plain).abs().mean() < 0.1
+    reused = Pipeline.load(runs / "av", reuse=2)
+    assert reused.model.denoiser.reuse.every == 2 and reused.generate("a", steps=2)[0].streams["video"].shape == plain.shape
+    with pytest.raises(ValueError, match="not compiled"):
+        Pipeline.load(runs / "av", reuse=2, compile=True)

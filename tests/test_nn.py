@@ -38,6 +38,14 @@ def test_rotation_keeps_lengths():
     torch.testing.assert_close(rotate(x, tables).norm(dim=-1), x.norm(dim=-1))
 
 
+def test_rotation_turns_each_pair_by_its_angle():
+    angles, x = draw(1, 5, 8), draw(2, 5, 2, 3, 16, seed=1)
+    turned = torch.complex(*x.chunk(2, -1)) * torch.exp(1j * angles[:, :, None, None])
+    before = x.clone()
+    torch.testing.assert_close(rotate(x, rotary_tables(angles, 3)), torch.cat([turned.real, turned.imag], -1))
+    assert torch.equal(x, before)
+
+
 def test_tables_of_a_batch_equal_shared_tables():
     angles, x = draw(1, 5, 8), draw(2, 5, 2, 3, 16, seed=1)
     torch.testing.assert_close(rotate(x, rotary_tables(angles.expand(2, -1, -1), 3)), rotate(x, rotary_tables(angles, 3)))

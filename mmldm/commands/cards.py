@@ -35,7 +35,12 @@ def previews(job: Job, count: int) -> Callable[[lightning.LightningModule], Iter
                 fields_of(module, rows), seed=job.cfg.seed, batch_size=count
             )
             for stream, media in job.medias.items():
-                yield "samples", media, [s.streams[stream].float().cpu() for s in made], captions
+                yield (
+                    "samples" if len(job.medias) == 1 else f"samples: {stream}",
+                    media,
+                    [s.streams[stream].float().cpu() for s in made],
+                    captions,
+                )
 
     return draw
 

@@ -129,7 +129,14 @@ def one(modality: str, folder: Path, clock: Clock, page: Page, report: dict[str,
 
 def compose(experiment: str, run: Path, minutes: float, seed: int, *overrides: str) -> Any:
     """The configuration of one training of the demo."""
-    words = [f"experiment={experiment}", quoted("run", run), f"minutes={minutes:.3f}", f"seed={seed}", "ema=0.05", "snapshots=0"]
+    words = [
+        f"experiment={experiment}",
+        quoted("run", run),
+        f"minutes={minutes:.3f}",
+        f"seed={seed}",
+        "ema=0.05",
+        "snapshots=0",
+    ]
     return config.compose([*words, *overrides])
 
 

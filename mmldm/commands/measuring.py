@@ -182,4 +182,5 @@ def show(page: Page, section: str, samples: list[Sample]) -> None:
     """Put samples on a page, with their prompts."""
     for stream, media in samples[0].medias.items():
         xs = torch.stack([s.streams[stream].float().cpu() for s in samples])
-        MediaLogger(page).media(section, 0, media, xs, [s.prompt for s in samples])
+        name = section if len(samples[0].medias) == 1 else f"{section}: {stream}"
+        MediaLogger(page).media(name, 0, media, xs, [s.prompt for s in samples])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 
+from mmldm.denoiser.memory import Memory, Reuse
 from mmldm.denoiser.patches import Size, resolve_patches
 from mmldm.denoiser.stream import Segment, StreamTokens, token_extents
 from mmldm.interfaces import Cond, CondWidths, Denoiser, Geometry, Noisy
@@ -19,15 +21,29 @@ from mmldm.nn.transformer import ModulatedBlock, init_linear, select
 
 __all__ = ["DiT", "Prepared"]
 
+WHOLE = 32
+
 
 class Prepared(NamedTuple):
     """What does not depend on the noise level: vector (B, W); keys and values (B, heads, M, dim) of each block, their mask
-    (B, M) or None; aligned[stream] (B, channels, *L)."""
+    (B, M) or None; aligned[stream] (B, channels, *L); what the calls for this sample hand on to each other."""
 
     vector: Tensor | None
     context: list[tuple[Tensor, Tensor]]
     mask: Tensor | None
     aligned: dict[str, Tensor]
+    memory: Memory | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the tokens of all streams are at every noise level: the embedding of their `place` (1 or B, N, W), rotary `tables`,
+    which level each has (`chosen`, None: all the first), which may be attended to (`mask`, None: all)."""
+
+    place: Tensor
+    tables: tuple[Tensor, Tensor]
+    chosen: Tensor | None
+    mask: Tensor | None
 
 
 class DiT(Denoiser):
@@ -36,7 +52,10 @@ class DiT(Denoiser):
     `streams` and `conditions` say what it maps and what it is told; `patch` is the number of cells per token: one number, one
     per axis, or a mapping by stream or axis name. Positions are rotary in physical units; modulation is computed for a
     stream's level and for level 0 and selected per token by the known mask; `checkpoint` recomputes blocks in backward.
+    The attribute `reuse` lets sampling skip blocks. Weights of any type: levels and positions stay in float32 or wider.
     """
+
+    reuse: Reuse | None = None
 
     def __init__(
         self,
@@ -74,19 +93,23 @@ class DiT(Denoiser):
         """Everything of the conditions that all noise levels share: projected vectors, keys and values of every block."""
         if set(conds) != set(self.conditions):
             raise ValueError(f"wanted the conditions {sorted(self.conditions)}, got {sorted(conds)}")
-        vectors = [self.vectors[_slot(n)](conds[n].vector) for n, c in self.conditions.items() if c.vector]
+        kind = self.kind.dtype
+        vectors = [self.vectors[_slot(n)](conds[n].vector.to(kind)) for n, c in self.conditions.items() if c.vector]
         vector = torch.stack(vectors).sum(0) if vectors else None
         spoken = {n: conds[n] for n, c in self.conditions.items() if c.tokens}
         context, mask = [], None
         if spoken:
-            tokens = normalise(torch.cat([self.contexts[_slot(n)](c.tokens) for n, c in spoken.items()], 1))
-            context = [block.cross.project(tokens) for block in self.blocks]
+            tokens = normalise(torch.cat([self.contexts[_slot(n)](c.tokens.to(kind)) for n, c in spoken.items()], 1))
             if any(c.mask is not None for c in spoken.values()):
                 full = [c.tokens.new_ones(c.tokens.shape[:2], dtype=torch.bool) if c.mask is None else c.mask
                         for c in spoken.values()]  # fmt: skip
                 mask = torch.cat(full, 1)
+                if not torch.is_grad_enabled():
+                    missing = -mask.shape[1] % WHOLE
+                    tokens, mask = F.pad(tokens, (0, 0, 0, missing)), F.pad(mask, (0, missing))
+            context = [block.cross.project(tokens) for block in self.blocks]
         aligned = {s: [conds[n].aligned[s] for n, c in self.conditions.items() if s in c.aligned] for s in self.streams}
-        return Prepared(vector, context, mask, {s: torch.cat(each, 1) for s, each in aligned.items() if each})
+        return Prepared(vector, context, mask, {s: torch.cat(each, 1) for s, each in aligned.items() if each}, Memory())
 
     def forward(
         self, noisy: dict[str, Noisy], prepared: Prepared, residuals: Sequence[Tensor | None] | None = None
@@ -97,31 +120,57 @@ class DiT(Denoiser):
         segments = {s: self.tokens[_slot(s)].segments(noisy[s], prepared.aligned.get(s)) for s in self.streams}
         runs = [segment for each in segments.values() for segment in each]
         x = torch.cat([run.tokens for run in runs], 1) if len(runs) > 1 else runs[0].tokens
-        angles = self._angles(segments)
-        x = x + self.place(torch.cat([angles.cos(), angles.sin()], -1)).to(x.dtype)
-        tables = tuple(table.to(x.dtype) for table in rotary_tables(angles, self.heads))
+        memory, fixed = prepared.memory or Memory(), _fixed(noisy)
+        layout = memory.recall(("layout", x.shape, x.dtype), fixed, lambda: self._layout(segments, x.dtype))
         base = self._modulation(noisy, runs, prepared.vector).to(x.dtype)
-        chosen, mask = _levels(segments, base.shape[1], x.dtype), _seen(runs)
+        shared, last = base.split([6 * self.width, 2 * self.width], -1)
+        inputs = (shared, layout, prepared, residuals)
+        x = x + layout.place
+        if self.reuse is None:
+            x = self._through(range(len(self.blocks)), x, *inputs)
+        else:
+            first, middle, end = _parts(len(self.blocks), self.reuse)
+            x = self._through(first, x, *inputs)
+            same = [*fixed, prepared.vector, *(c[0] for c in prepared.context[:1]), *prepared.aligned.values()]
+            x = x + memory.recall(
+                ("middle", x.shape), same, lambda: self._through(middle, x, *inputs) - x, self.reuse.every - 1
+            )
+            x = self._through(end, x, *inputs)
+        shift, scale = select(last + self.last.to(x.dtype), layout.chosen).chunk(2, -1)
+        return self._outputs(torch.addcmul(shift, normalise(x), 1 + scale), noisy, segments)
+
+    def _through(self, blocks: range, x: Tensor, base: Tensor, layout: Layout, prepared: Prepared, residuals: Any) -> Tensor:
+        """Tokens x (B, N, W) through these blocks."""
         context_mask = None if prepared.mask is None else prepared.mask[:, None, None]
-        shared = base[..., : 6 * self.width]
-        for i, block in enumerate(self.blocks):
+        for i in blocks:
             context = prepared.context[i] if prepared.context else None
-            inputs = (x, shared, chosen, tables, mask, context, context_mask)
+            inputs = (x, base, layout.chosen, layout.tables, layout.mask, context, context_mask)
             if self.checkpoint and torch.is_grad_enabled():
-                x = recompute(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+                x = recompute(self.blocks[i], *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(*inputs)
+                x = self.blocks[i](*inputs)
             if residuals is not None and residuals[i] is not None:
                 x = x + residuals[i].to(x.dtype)
-        shift, scale = select(base[..., 6 * self.width :] + self.last.to(x.dtype), chosen).chunk(2, -1)
-        return self._outputs(normalise(x) * (1 + scale) + shift, noisy, segments)
+        return x
+
+    def _layout(self, segments: dict[str, list[Segment]], dtype: torch.dtype) -> Layout:
+        runs = [segment for each in segments.values() for segment in each]
+        angles = self._angles(segments)
+        place = self.place(torch.cat([angles.cos(), angles.sin()], -1).to(self.place.weight.dtype)).to(dtype)
+        cos, sin = (table.to(dtype) for table in rotary_tables(angles, self.heads))
+        levels = len(segments) * (1 if all(run.known is None for run in runs) else 2)
+        return Layout(place, (cos, sin), _levels(segments, levels, dtype), _seen(runs))
 
     def _modulation(self, noisy: dict[str, Noisy], runs: Sequence[Segment], vector: Tensor | None) -> Tensor:
         """Shifts, scales and gates (B, K, 8·W): of each stream's level and, where cells are known, of level 0."""
         levels, kind = torch.stack([noisy[s].level for s in self.streams], 1), self.kind
         if any(run.known is not None for run in runs):
             levels, kind = torch.cat([levels, torch.zeros_like(levels)], 1), torch.cat([kind, kind])
-        heard = self.level(levels) + kind
+        fourier, *layers = self.level
+        heard = fourier(levels).to(kind.dtype)
+        for layer in layers:
+            heard = layer(heard)
+        heard = heard + kind
         return self.modulation(F.silu(heard if vector is None else heard + vector[:, None]))
 
     def _angles(self, segments: dict[str, list[Segment]]) -> Tensor:
@@ -165,6 +214,19 @@ class DiT(Denoiser):
 def _slot(name: str) -> str:
     """A name that torch accepts for a sub-module, whatever the stream or condition is called."""
     return "of_" + name.replace(".", "_")
+
+
+def _fixed(noisy: dict[str, Noisy]) -> list[Tensor | None]:
+    """What a layout depends on."""
+    own = [part for n in noisy.values() for part in (n.positions, n.known, n.valid)]
+    return own + [part for n in noisy.values() for r in n.references for part in (r.positions, r.present)]
+
+
+def _parts(depth: int, reuse: Reuse) -> tuple[range, range, range]:
+    """The blocks that always run, those that may be skipped, those that always run again."""
+    start = min(reuse.first, depth)
+    stop = max(start, depth - reuse.last)
+    return range(start), range(start, stop), range(stop, depth)
 
 
 def _levels(segments: Mapping[str, Sequence[Segment]], count: int, dtype: torch.dtype) -> Tensor | None:

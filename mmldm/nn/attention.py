@@ -16,8 +16,12 @@ def normalise(x: Tensor, gain: Tensor | None = None) -> Tensor:
 
     This is layer norm without a shift: the native kernel is 4 to 8 times faster on CPUs than an RMS norm.
     """
-    with torch.autocast(x.device.type, enabled=False):
-        return F.layer_norm(x, x.shape[-1:], None if gain is None else gain.to(x.dtype), eps=1e-6)
+    gain = None if gain is None else gain.to(x.dtype)
+    kind = x.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return F.layer_norm(x, x.shape[-1:], gain, eps=1e-6)
+    with torch.autocast(kind, enabled=False):
+        return F.layer_norm(x, x.shape[-1:], gain, eps=1e-6)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

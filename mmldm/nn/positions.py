@@ -8,24 +8,37 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AxialAngles", "Fourier", "rotary_tables", "rotate"]
+__all__ = ["AxialAngles", "Fourier", "Frequencies", "rotary_tables", "rotate"]
 
 
-class Fourier(nn.Module):
+class Frequencies(nn.Module):
+    """A fixed row of frequencies that stays float32 or wider when the module around it becomes half precision."""
+
+    def __init__(self, frequency: Tensor):
+        super().__init__()
+        self.register_buffer("frequency", frequency.float(), persistent=False)
+
+    def _apply(self, fn, recurse: bool = True):
+        exact = self.frequency
+        super()._apply(fn, recurse)
+        if self.frequency.dtype.itemsize < exact.dtype.itemsize and self.frequency.dtype.itemsize < 4:
+            self.frequency = exact.to(self.frequency.device)
+        return self
+
+
+class Fourier(Frequencies):
     """Cosines and sines of a number in [0, 1] (...) -> (..., 2·pairs), frequencies geometric from pi/2 to pi·2^7."""
 
     def __init__(self, pairs: int = 64):
-        super().__init__()
+        super().__init__(math.pi / 2 * 256.0 ** torch.linspace(0, 1, pairs, dtype=torch.float64))
         self.width = 2 * pairs
-        frequency = math.pi / 2 * 256.0 ** torch.linspace(0, 1, pairs, dtype=torch.float64)
-        self.register_buffer("frequency", frequency.float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         angle = x.to(self.frequency.dtype)[..., None] * self.frequency
         return torch.cat([angle.cos(), angle.sin()], -1)
 
 
-class AxialAngles(nn.Module):
+class AxialAngles(Frequencies):
     """Angles of points for rotary embedding, the pairs of a head shared out among named axes.
 
     `extents[axis]` is the extent of one token in that axis's unit: frequencies fall geometrically from 1 rad per token to
@@ -33,14 +46,13 @@ class AxialAngles(nn.Module):
     """
 
     def __init__(self, dim: int, extents: Mapping[str, float], longest: float = 256.0):
-        super().__init__()
-        pairs, self.axes = dim // 2, tuple(extents)
-        if dim % 2 or not 1 <= len(self.axes) <= pairs:
+        pairs, axes = dim // 2, tuple(extents)
+        if dim % 2 or not 1 <= len(axes) <= pairs:
             raise ValueError(f"wanted an even dimension with a pair for each axis of {list(extents)}, got {dim}")
-        self.counts = [pairs // len(self.axes) + (a < pairs % len(self.axes)) for a in range(len(self.axes))]
-        falling = [longest ** -(torch.arange(n, dtype=torch.float64) / max(1, n - 1)) for n in self.counts]
-        frequency = torch.cat([f / extents[axis] for axis, f in zip(self.axes, falling, strict=True)])
-        self.register_buffer("frequency", frequency.float(), persistent=False)
+        counts = [pairs // len(axes) + (a < pairs % len(axes)) for a in range(len(axes))]
+        falling = [longest ** -(torch.arange(n, dtype=torch.float64) / max(1, n - 1)) for n in counts]
+        super().__init__(torch.cat([f / extents[axis] for axis, f in zip(axes, falling, strict=True)]))
+        self.axes, self.counts = axes, counts
 
     def forward(self, points: Tensor, axes: tuple[str, ...]) -> Tensor:
         """Points (..., A) whose columns are `axes` -> angles (..., dim/2); an axis they lack counts as 0."""
@@ -64,4 +76,4 @@ def rotary_tables(angles: Tensor, heads: int) -> tuple[Tensor, Tensor]:
 def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate x (B, N, 2, heads, dim) by its tables: pair i is (x_i, x_{i + dim/2})."""
     cos, sin = tables
-    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+    return x.roll(x.shape[-1] // 2, -1).mul_(sin).addcmul_(x, cos)

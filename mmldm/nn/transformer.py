@@ -33,7 +33,10 @@ class SwiGLU(nn.Module):
         self.out = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(F.silu(self.gate(x)) * self.value(x))
+        gate = self.gate(x)
+        if torch.is_grad_enabled():
+            return self.out(F.silu(gate) * self.value(x))
+        return self.out(F.silu(gate, inplace=True).mul_(self.value(x)))
 
 
 class EncoderBlock(nn.Module):
@@ -79,7 +82,7 @@ class ModulatedBlock(nn.Module):
         """x (B, N, W); base (B, K, 6·W) for K levels, `chosen` (1 or B, N, K) one-hot: each token's level, None: K is 1."""
         modulation = select(base + self.offset.to(base.dtype), chosen).chunk(6, -1)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation
-        x = x + gate * self.attention(normalise(x) * (1 + scale) + shift, tables, mask)
+        x = torch.addcmul(x, gate, self.attention(torch.addcmul(shift, normalise(x), 1 + scale), tables, mask))
         if self.cross is not None:
             x = x + self.cross(normalise(x), context, context_mask)
-        return x + gate_mlp * self.mlp(normalise(x) * (1 + scale_mlp) + shift_mlp)
+        return torch.addcmul(x, gate_mlp, self.mlp(torch.addcmul(shift_mlp, normalise(x), 1 + scale_mlp)))
