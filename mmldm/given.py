@@ -100,6 +100,8 @@ class Given:
         if {*self.whole, *self.absent} >= set(medias):
             whole = ", ".join(s for s in medias if s in self.whole)
             raise ValueError(f"wanted something left to make, got all of {whole} known; keep less")
+        if odd := sorted(self.whole & set(self.init)):
+            raise ValueError(f"wanted {', '.join(odd)} varied or kept, got both; keep less of it, or vary another stream")
         if any(beside.values()) and not knows:
             raise ValueError(
                 "wanted a model trained with references (diffusion/known=references), got one trained with nothing"

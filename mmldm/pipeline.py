@@ -123,13 +123,19 @@ class Pipeline:
             steps = len(grid.values) - 1
         return Sampler(solver, grid, guidance, steps or own["steps"])
 
-    def weaker(self, weak: Pipeline | str | Path | None, given: Given | None = None) -> Model | None:
+    def weaker(self, weak: Pipeline | str | Path | None, held: Held | None = None) -> Model | None:
         """The model of another pipeline or folder for autoguidance; raises ValueError unless it works on the same latents."""
         if weak is None:
             return None
-        other = weak if isinstance(weak, Pipeline) else Pipeline.load(weak, self.trust or (), self.device)
+        other = (
+            weak
+            if isinstance(weak, Pipeline)
+            else Pipeline.load(weak, self.trust or (), self.device, next(self.model.denoiser.parameters()).dtype)
+        )
         check_weak(self.model, other.model)
-        for what, asked in (("knows", given and given.known), ("references", given and given.references)):
+        context = () if held is None else held.context.values()
+        known, beside = any(c.known is not None for c in context), any(c.references for c in context)
+        for what, asked in (("knows", known), ("references", beside)):
             has = [bool(p.spec.get(what, p.spec.get("knows", True))) for p in (self, other)]
             if asked and has == [True, False]:
                 raise ValueError(f"wanted a weak model that {what} what is given, as this one, got one trained without")
@@ -177,10 +183,10 @@ class Pipeline:
         given = Given(known or {}, references or {}, tuple(absent), init or {}, strength)
         sampler, result = self.sampler(steps, guidance, solver, grid), []
         sampler = replace(sampler, guidance=beside(self.model, sampler.guidance, self.sampler().guidance, given.absent))
-        weaker = self.weaker(weak, given)
         check_fields(self.model, fields)
-        check_guidance(self.model, sampler.guidance, negative, weaker, given.absent)
         held = self.hold(given, medias)
+        weaker = self.weaker(weak, held)
+        check_guidance(self.model, sampler.guidance, negative, weaker, given.absent)
         for notice in held.notices:
             warnings.warn(notice, stacklevel=3)
         for start in range(0, count, batch_size):

@@ -218,9 +218,29 @@ def test_kernels_of_a_clip_take_time_by_itself():
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_it_takes_the_place_of_the_transformer_in_every_experiment(experiment):
-    cfg = config.compose([f"experiment={experiment}", "denoiser=unet_s", "run=a-run"])
+    cfg = config.compose([f"experiment={experiment}", "denoiser=unet_tiny", "run=a-run"])
     found = [f for f in targets.faults(config.resolved(cfg, missing=True)) if "a value is required" not in f]
     assert not found and cfg.denoiser._target_.endswith("UNet"), "\n" + "\n".join(found)
+    nodes = {s: config.resolved(config.compose([f"experiment=world_{s}_codec"]).codec)[s] for s in cfg.codec}
+    codecs = {stream: config.build(node) for stream, node in nodes.items()}
+    streams, spec = {s: codec.geometry for s, codec in codecs.items()}, config.resolved(cfg.denoiser)
+    if len(streams) > 1:
+        with pytest.raises(ValueError, match="choose denoiser=dit_s"):
+            config.build(spec, streams=streams, conditions={"text": TEXT})
+        return
+    net, ((stream, codec),) = config.build(spec, streams=streams, conditions={"text": TEXT}), codecs.items()
+    shape = codec.latent_shape(codec.media.shape)
+    noisy = Noisy(torch.randn(1, *shape), torch.rand(1), grid_positions(codec.axes, shape[1:]))
+    conds = {"text": Cond(torch.randn(1, 3, 6), vector=torch.randn(1, 5))}
+    assert run(net, {stream: noisy}, conds)[stream].shape == (1, *shape)
+
+
+def test_weights_in_half_precision_take_and_give_what_is_asked():
+    spec = config.resolved(config.compose(["experiment=image_diffusion", "denoiser=unet_tiny", "run=a-run"]).denoiser)
+    net = config.build(spec, streams={"s": PLANE}, conditions={"text": TEXT}).to(torch.bfloat16)
+    noisy = Noisy(torch.randn(2, 2, 6, 5), torch.rand(2), grid_positions(PLANE.axes, (6, 5)))
+    conds = {"text": Cond(torch.randn(2, 3, 6), vector=torch.randn(2, 5))}
+    assert torch.isfinite(run(net, {"s": noisy}, conds)["s"]).all()
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path):

@@ -59,7 +59,7 @@ def record(ema, values):
     """Run the callback over recorded parameters (steps, size) of one module."""
     module, trainer = Weights(weight=values[0].clone()), Told()
     module.steps = len(values)
-    ema.on_fit_start(trainer, module)
+    ema.on_train_start(trainer, module)
     for step, value in enumerate(values, 1):
         module.step = trainer.global_step = step
         with torch.no_grad():
@@ -307,3 +307,16 @@ def test_the_command_averages_a_codec_and_tells_what_it_cannot(tmp_path, capsys)
     snapshots.save(tmp_path / "ema", 0.1, 8, {"codec.other": torch.zeros(1)})
     assert cli.main(["ema", str(tmp_path), "--std", "0.1"]) == 2
     assert "codec.other" in capsys.readouterr().err
+
+
+def test_an_earlier_moment_uses_no_later_snapshot(tmp_path):
+    for step in (10, 20, 30):
+        for std in (0.05, 0.1):
+            snapshots.save(tmp_path, std, step, {"w": torch.full((2,), float(step))})
+    assert snapshots.reconstruct(tmp_path, 0.05, 25).step == 20
+    assert torch.equal(snapshots.reconstruct(tmp_path, 0.05, 25).tensors["w"], torch.full((2,), 20.0))
+    with pytest.raises(ValueError, match="from 10 to 30, .* got 5"):
+        snapshots.reconstruct(tmp_path, 0.05, 5)
+    snapshots.find(tmp_path)[0].path.write_bytes(b"cut")
+    with pytest.raises(ValueError, match="a whole snapshot"):
+        snapshots.reconstruct(tmp_path, 0.06, 30)

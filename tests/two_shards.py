@@ -45,7 +45,7 @@ def train(folder, rank=0, mesh=None):
         fully_shard(net, mesh=mesh)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.3)
     ema = EMA((0.05, 0.10), folder / "ema", 4)
-    ema.on_fit_start(trainer, net)
+    ema.on_train_start(trainer, net)
     x = torch.linspace(-1, 1, 12).reshape(4, 3)
     for step in range(1, 9):
         optimizer.zero_grad()
@@ -56,7 +56,7 @@ def train(folder, rank=0, mesh=None):
         if step == 4:
             saved, ema = ema.state_dict(), EMA((0.05, 0.10), folder / "ema", 4)
             ema.load_state_dict(saved)
-            ema.on_fit_start(trainer, net)
+            ema.on_train_start(trainer, net)
             ema.on_validation_start(trainer, net)
             with torch.no_grad():
                 validated = net(x)

@@ -19,20 +19,22 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("run", help="a run folder, or its model folder")
     p.add_argument("--std", type=float, required=True, help="relative width of the average, e.g. 0.05 (long runs) to 0.20")
-    p.add_argument("--out", type=Path, metavar="FOLDER", help="where to write the model (default: RUN/model-ema-STD)")
+    p.add_argument("--step", type=int, help="an earlier moment: the last snapshot up to this step (default: of all)")
+    p.add_argument("--out", type=Path, metavar="FOLDER", help="where to write the model (default: RUN/model-ema-STD[-STEP])")
     return p
 
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
-    out, residual = average(args.run, args.std, args.out)
+    out, residual = average(args.run, args.std, args.out, args.step)
     print(f"{out}: width {args.std:g}, relative residual {residual:.2g}")
     return 0
 
 
-def average(run: str | Path, std: float, out: Path | None = None) -> tuple[Path, float]:
+def average(run: str | Path, std: float, out: Path | None = None, step: int | None = None) -> tuple[Path, float]:
     """Write the model folder of a run averaged over the relative width `std`; returns it and the profile's relative residual.
 
+    With `step`, of the last snapshot up to that step.
     Raises ValueError where the run has no model or no snapshots, or they do not span the width.
     """
     from mmldm import store
@@ -40,7 +42,7 @@ def average(run: str | Path, std: float, out: Path | None = None) -> tuple[Path,
 
     stored = store.load_model(run)
     source = stored.folder.parent
-    found = snapshots.reconstruct(source / "ema", std)
+    found = snapshots.reconstruct(source / "ema", std, step)
     parts, names = {part: dict(tensors) for part, tensors in stored.parts.items()}, set()
     for part, tensors in parts.items():
         prefix = "codec." if stored.spec["kind"] == "codec" else f"model.{part}."
@@ -56,7 +58,7 @@ def average(run: str | Path, std: float, out: Path | None = None) -> tuple[Path,
         f"(relative residual {found.residual:.2g})"
     )
     facts = {k: v for k, v in stored.facts.items() if k != "numbers"} | {"weights": told, "steps": found.step}
-    out = Path(out or source / f"model-ema-{std:g}")
+    out = Path(out or source / (f"model-ema-{std:g}" + (f"-{found.step}" if step else "")))
     return store.save_model(out, stored.spec, parts, facts, card(stored.folder, out, told)), found.residual
 
 

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that give media."""
     add = parser.add_argument_group("what is given").add_argument
     add("--init", type=Path, metavar="FILE", help="media to vary")
-    add("--strength", type=float, help="how far --init is varied, from 0 (not) to 1 (wholly); default: 0.6")
+    add("--strength", type=float, help="how far --init is varied, towards 0 hardly, 1 wholly; default: 0.6")
     add("--known", type=Path, metavar="FILE", help="media to keep, or to keep a part of")
     add("--keep", metavar="SPEC", help="what of --known to keep: 0:1.5s or pixels TOP:BOTTOMxLEFT:RIGHT, joined by commas")
     add("--mask", type=Path, metavar="IMAGE", help="what of --known to make anew: white; the rest is kept")

@@ -58,7 +58,7 @@ def check_suffix(medias: Mapping[str, Media], suffix: str | None) -> None:
         return
     joint = len(medias) == 2 and {VideoMedia, AudioMedia} == {type(m) for m in medias.values()}
     for media in medias.values():
-        choices = tuple(VIDEO) if joint else writable(media)
+        choices = tuple(s for s in VIDEO if s != ".gif") if joint else writable(media)
         if dotted(suffix) not in choices:
             raise ValueError(f"wanted a --format this model can be written in, got {suffix}; choose from {', '.join(choices)}")
 

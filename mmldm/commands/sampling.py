@@ -56,9 +56,9 @@ def _solver(name: str | None, eta: float | None, pipeline):
         return node
     own = node is None
     node = pipeline.spec["sampler"]["solver"] if own else node
+    solver = config.build(node, trust=pipeline.trust if own else None)
     if _has_eta(node):
         return config.build({**node, "eta": eta}, trust=pipeline.trust if own else None)
-    solver = config.build(node, trust=pipeline.trust if own else None)
     if eta == 0 and not solver.stochastic:
         return solver
     have = [f.stem for f in sorted((config.CONF_DIR / "diffusion" / "solver").glob("*.yaml"))]

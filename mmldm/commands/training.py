@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mmldm import config, pipeline, store, trained
+from mmldm.asked import check_guidance
 from mmldm.commands import cards, levels
 from mmldm.commands.job import Job
 from mmldm.commands.sources import build_data
@@ -50,6 +51,7 @@ def train(cfg: DictConfig) -> Path:
             raise SystemExit(0)
         if resume.validated != trainer.global_step:
             trainer.validate(job.module, job.data, verbose=False)
+        ema.on_train_end(trainer, job.module)  # where nothing was left to train
     if trainer.is_global_zero:
         job.module.to(trainer.strategy.root_device)
         with ema.averaged(job.module):
@@ -122,7 +124,9 @@ def prepare(cfg: DictConfig) -> Job:
             model.conditions.conditioners[name].codec.load_state_dict(state)
         drawn = {name: config.build(cfg.diffusion[name] or None) for name in ("times", "weighting", "known")}
         module, readers = task(model=model, **drawn, **common), model.conditions.readers
-        pipeline.Pipeline(model, spec, trust=None).sampler()  # a sampler that cannot be built is told now
+        check_guidance(
+            model, pipeline.Pipeline(model, spec, trust=None).sampler().guidance
+        )  # what cannot be sampled is told now
     data = build_data(cfg, medias, readers, codecs, cfg.trainer.accumulate_grad_batches)
     run = config.run_folder(cfg)
     run.mkdir(parents=True, exist_ok=True)

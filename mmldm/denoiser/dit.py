@@ -131,10 +131,8 @@ class DiT(Denoiser):
         else:
             first, middle, end = _parts(len(self.blocks), self.reuse)
             x = self._through(first, x, *inputs)
-            same = [*fixed, prepared.vector, *(c[0] for c in prepared.context[:1]), *prepared.aligned.values()]
-            x = x + memory.recall(
-                ("middle", x.shape), same, lambda: self._through(middle, x, *inputs) - x, self.reuse.every - 1
-            )
+            same = [x.shape, *fixed, prepared.vector, *(c[0] for c in prepared.context[:1]), *prepared.aligned.values()]
+            x = x + memory.recall("middle", same, lambda: self._through(middle, x, *inputs) - x, self.reuse.every - 1)
             x = self._through(end, x, *inputs)
         shift, scale = select(last + self.last.to(x.dtype), layout.chosen).chunk(2, -1)
         return self._outputs(torch.addcmul(shift, normalise(x), 1 + scale), noisy, segments)

@@ -35,11 +35,9 @@ class Memory:
     """
 
     def __init__(self):
-        self._kept: dict[Hashable, tuple[tuple[Tensor | None, ...], Any, float]] = {}
+        self._kept: dict[Hashable, tuple[tuple[Any, ...], Any, float]] = {}
 
-    def recall(
-        self, name: Hashable, inputs: Sequence[Tensor | None], compute: Callable[[], Any], times: float = math.inf
-    ) -> Any:
+    def recall(self, name: Hashable, inputs: Sequence[Any], compute: Callable[[], Any], times: float = math.inf) -> Any:
         """`compute()`, or what it gave last: for up to `times` calls with the same inputs."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return compute()
@@ -58,8 +56,8 @@ class Memory:
         return hash(Memory)
 
 
-def _same(one: Tensor | None, two: Tensor | None) -> bool:
-    """Whether two tensors are the same numbers in the same place, without looking at them."""
-    if one is None or two is None or one is two:
-        return one is two
+def _same(one: Any, two: Any) -> bool:
+    """Whether two tensors are the same numbers in the same place, without looking at them, or other things are equal."""
+    if not (isinstance(one, Tensor) and isinstance(two, Tensor)):
+        return one is two or (type(one) is type(two) and one == two)
     return (one.data_ptr(), one.shape, one.stride(), one.dtype) == (two.data_ptr(), two.shape, two.stride(), two.dtype)

@@ -84,12 +84,13 @@ class UNet(Denoiser):
         """Everything of the conditions that all noise levels share: projected vectors, keys and values of every attention."""
         if set(conds) != set(self.conditions):
             raise ValueError(f"wanted the conditions {sorted(self.conditions)}, got {sorted(conds)}")
-        vectors = [self.vectors[_slot(n)](conds[n].vector) for n, c in self.conditions.items() if c.vector]
+        kind = self.modulation.weight.dtype
+        vectors = [self.vectors[_slot(n)](conds[n].vector.to(kind)) for n, c in self.conditions.items() if c.vector]
         spoken = {n: conds[n] for n, c in self.conditions.items() if c.tokens}
         context, mask = [], None
         if spoken:
             tokens = [
-                normalise(torch.cat([of[_slot(n)](c.tokens) for n, c in spoken.items()], 1)) if attends else None
+                normalise(torch.cat([of[_slot(n)](c.tokens.to(kind)) for n, c in spoken.items()], 1)) if attends else None
                 for of, attends in zip(self.contexts, self.attention, strict=True)
             ]
             context = [
@@ -140,7 +141,10 @@ class UNet(Denoiser):
     def _modulation(self, given: Noisy, partly_known: bool, vector: Tensor | None) -> Tensor:
         """Shifts, scales and gates of all blocks (B, K, sum(shares)): of the stream's level and, where cells are known, 0."""
         levels = torch.stack([given.level, torch.zeros_like(given.level)][: 1 + partly_known], 1)
-        heard = self.level(levels)
+        fourier, *layers = self.level
+        heard = fourier(levels).to(self.modulation.weight.dtype)
+        for layer in layers:
+            heard = layer(heard)
         return self.modulation(F.silu(heard if vector is None else heard + vector[:, None]))
 
     def _scales(self, given: Noisy, runs: Sequence[Segment], dtype: torch.dtype) -> list[Scale]:

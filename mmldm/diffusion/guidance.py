@@ -65,7 +65,8 @@ class Guidance:
 
     def branches(self, log_snr: Mapping[str, float]) -> tuple[str, ...]:
         """The branches that are needed at these levels (Python floats: the device is not asked), "cond" first."""
-        return ("cond", *(b for b in self.scales if any(self.scale(b, s, value) != 1 for s, value in log_snr.items())))
+        asked = {b: [s for s, value in log_snr.items() if self.scale(b, s, value) != 1] for b in self.scales}
+        return ("cond", *(b for b, streams in asked.items() if any(b != f"without:{s}" for s in streams)))
 
     def init(self) -> Any:
         """The state before the first step."""

@@ -47,8 +47,8 @@ class Probes:
     def probe_bounce(
         self, video: Tensor | None, audio: Tensor | None, fps: float | None, rate: float | None
     ) -> dict[str, str | float]:
-        """Colour and tempo of a bouncing ball, timbre of its bounces and, where both streams are given, `offset`: mean distance
-        in frames from the beginning of each sound to the nearest impact (half a period where nothing is heard)."""
+        """Colour and tempo of a bouncing ball, timbre of its bounces and, where both streams are given, `offset` in frames:
+        the larger of the mean distances from each sound to the nearest impact and from each impact to the nearest sound."""
         found: dict[str, str | float] = {}
         if video is not None:
             track, tempi = self.pictures.track(_video(video)), self.vocabulary["tempo"]
@@ -58,8 +58,7 @@ class Probes:
         if audio is not None:
             found["timbre"] = self.sounds.tone(_audio(audio), rate, glides=False)["timbre"]
         if video is not None and audio is not None:
-            late = torch.remainder(self.sounds.onsets(audio, rate) - first + period / 2, period) - period / 2
-            found["offset"] = fps * (float(late.abs().mean()) if len(late) else period / 2)
+            found["offset"] = fps * _apart(self.sounds.onsets(audio, rate), period, first, video.shape[1] / fps)
         return found
 
     def impacts(self, video: Tensor, fps: float) -> Tensor:
@@ -110,3 +109,17 @@ def _flights(y: Tensor, weight: Tensor, fps: float) -> tuple[float, float]:
     miss = ((y - gain[..., None] * low).square() * weight).sum(-1)
     best, step = divmod(int(miss.argmin()), 48)
     return float(periods[best]), float(periods[best]) * step / 48
+
+
+def _apart(onsets: Tensor, period: float, first: float, seconds: float, end: float = 0.125) -> float:
+    """Mean distance in seconds from onsets to impacts or from impacts to onsets, the larger; half a period without onsets.
+
+    An impact in the last `end` seconds may go unheard.
+    """
+    if not len(onsets):
+        return period / 2
+    late = (torch.remainder(onsets - first + period / 2, period) - period / 2).abs().mean()
+    impacts = first + period * torch.arange(math.ceil(seconds / period) + 1)
+    impacts = impacts[impacts < seconds - end]
+    missed = (impacts[:, None] - onsets[None]).abs().amin(1).clamp(max=period / 2).mean() if len(impacts) else late
+    return max(float(late), float(missed))

@@ -42,6 +42,9 @@ class CodecTraining(Training):
         self.metrics = metrics or {}
         self.whitening = Whitening(codec.latent_channels)
 
+    def exported(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in super().exported().items() if name.startswith("codec.")}
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         with torch.no_grad():
             features = self.codec.front(batch.media[self.stream])

@@ -71,12 +71,14 @@ class DiffusionTraining(Training):
     def losses_by_level(self, batch: Batch) -> dict[float, Tensor]:
         """The unweighted mean loss over samples and streams at each of the fixed levels `QUANTILES`, all conditions given."""
         z, valid = self.latents(batch, sample=False)
-        context = {s: self.model.context(s, x.shape[2:], x.device, valid=valid[s]) for s, x in z.items()}
+        there = {s: self._there(batch, s).to(x.device) for s, x in z.items()}
+        cells = {s: None if v is None else v | expand(~there[s], v[:, None])[:, 0] for s, v in valid.items()}
+        context = {s: self.model.context(s, x.shape[2:], x.device, valid=cells[s]) for s, x in z.items()}
         keep, found = self._present(batch, {}), {}
         for level in QUANTILES:
-            t = {s: torch.full((len(batch),), level, device=x.device) for s, x in z.items()}
+            t = {s: torch.where(there[s], level, 1.0) for s in z}
             losses = self.losses(batch, z, t, context, keep, (self.seed, "validation", round(1000 * level)), unit=True)
-            found[level] = torch.stack([item.mean() for item in losses.values()]).mean()
+            found[level] = torch.stack([item.sum() / there[s].sum().clamp_min(1) for s, item in losses.items()]).mean()
         return found
 
     # -- parts of a step
@@ -116,12 +118,11 @@ class DiffusionTraining(Training):
             axes = {s: self.model.codecs[s].axes for s in z}
             drawn = self.known(self.key("known", batch), batch.position, {s: tuple(x.shape[2:]) for s, x in z.items()}, axes)
         for stream, x in z.items():
-            cells, mask, there = valid[stream], None, torch.ones(len(x), dtype=torch.bool)
-            if stream in batch.valid:
-                there = (batch.valid[stream] > 0).all(1).cpu()
-                cells = None if cells is None else cells | expand(~there, cells[:, None])[:, 0].to(x.device)
+            cells, mask, there = valid[stream], None, self._there(batch, stream)
             if drawn is not None:
                 there = there & ~drawn.absent[stream]
+            cells = None if cells is None else cells | expand(~there, cells[:, None])[:, 0].to(x.device)
+            if drawn is not None:
                 if bool(drawn.known[stream].any()):
                     mask = drawn.known[stream].to(x.device) & expand(there, x)[:, 0].to(x.device)
                     mask = snap(mask if cells is None else mask & cells, self.model.denoiser.patches[stream])
@@ -159,6 +160,11 @@ class DiffusionTraining(Training):
             loss = loss if unit else self.weighting.loss(loss, path, prediction, t[stream])
             result[stream] = loss * counted(context[stream], t[stream])
         return result
+
+    def _there(self, batch: Batch, stream: str) -> Tensor:
+        """Which samples (B,) have the stream."""
+        extent = batch.valid.get(stream)
+        return torch.ones(len(batch), dtype=torch.bool) if extent is None else (extent > 0).all(1).cpu()
 
     def _present(self, batch: Batch, keep: dict[str, Tensor]) -> dict[str, Tensor]:
         names = set(batch.present) | set(keep)

@@ -28,11 +28,11 @@ class EMA(Callback):
     """
 
     def __init__(self, std: float | Sequence[float] = 0.05, folder: str | Path | None = None, count: int = 16):
-        self.stds = (float(std),) if isinstance(std, int | float) else tuple(map(float, std))
+        self.stds = (float(std),) if isinstance(std, int | float) else tuple(map(float, std or ()))
         if not self.stds or len(set(self.stds)) < len(self.stds):
             raise ValueError(f"wanted one or more different widths, got {list(self.stds)}; choose for example [0.05, 0.10]")
-        if count < 0:
-            raise ValueError(f"wanted 0 snapshots or more, got {count}")
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"wanted 0 snapshots (none) or more, got {count}")
         self.exponents = {s: snapshots.power_exponent(s) for s in self.stds}
         self.folder, self.count = None if folder is None or not count else Path(folder), count
         self.step, self.kept = 0, 0  # optimiser step of the averages, and of the newest snapshot
@@ -46,7 +46,7 @@ class EMA(Callback):
 
     # -- training
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Training) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Training) -> None:
         current = parameters(pl_module)
         for std in self.stds:
             loaded = self.averages.get(std, {})
@@ -124,9 +124,9 @@ class EMA(Callback):
         return {"step": self.step, "kept": self.kept, "averages": whole}
 
     def load_state_dict(self, state: dict) -> None:
-        names = [f"{std:g}" for std in self.stds]
-        if sorted(names) != sorted(state["averages"]):
-            before = ",".join(state["averages"])
+        names, kept = [f"{std:g}" for std in self.stds], state.get("averages", {})
+        if sorted(names) != sorted(kept):
+            before = ",".join(kept)
             raise ValueError(f"wanted the widths that this run averages, ema=[{before}], got {', '.join(names)}")
         self.step, self.kept = state["step"], state["kept"]
         self.averages = {std: dict(state["averages"][name]) for std, name in zip(self.stds, names, strict=True)}

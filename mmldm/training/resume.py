@@ -19,7 +19,7 @@ class Resume(Callback):
     """Writes `folder/last.ckpt` every `every` optimiser steps and at the end or stop: aside, flushed, then renamed."""
 
     def __init__(self, folder: str | Path, every: int = 1000):
-        if every < 1:
+        if not isinstance(every, int) or every < 1:
             raise ValueError(f"wanted a checkpoint every 1 step or more, got {every}")
         self.folder, self.every = Path(folder), every
         self.saved = self.validated = -1
@@ -50,6 +50,8 @@ class Resume(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         if trainer.fit_loop._should_accumulate():
             return
+        if trainer.world_size > 1:  # a signal reaches the processes at different steps
+            self.stopped = trainer.strategy.reduce_boolean_decision(self.stopped, all=False)
         if self.stopped:
             trainer.should_stop = True
         step = trainer.global_step

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-__all__ = ["Average", "Snapshot", "combination", "find", "power_exponent", "reconstruct", "save"]
+__all__ = ["Average", "Snapshot", "combination", "find", "load", "power_exponent", "reconstruct", "save"]
 
 WIDEST = 12**-0.5  # relative standard deviation of the uniform average, gamma = 0
 MOST = 0.2  # largest relative residual of a profile that is still called the asked one
@@ -47,8 +48,19 @@ def save(folder: Path, std: float, step: int, tensors: Mapping[str, Tensor], hal
     """Write one snapshot, aside, then renamed; `half` rounds to float16 what is within its range."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"std{std:g}-step{step:07d}.safetensors"
-    save_file({name: _halved(x) if half else x for name, x in tensors.items()}, str(path) + ".part")
-    os.replace(str(path) + ".part", path)
+    part = path.with_name(path.name + ".part")
+    save_file({name: _halved(x) if half else x for name, x in tensors.items()}, part)
+    with open(part, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def load(snapshot: Snapshot) -> dict[str, Tensor]:
+    """The averaged parameters of a snapshot by name; raises ValueError for a damaged file."""
+    try:
+        return load_file(snapshot.path)
+    except SafetensorError as error:
+        raise ValueError(f"wanted a whole snapshot, got {snapshot.path}: {error}; remove it and ask again") from None
 
 
 def _halved(x: Tensor) -> Tensor:
@@ -110,15 +122,18 @@ def combination(stds: Sequence[float], steps: Sequence[int], std: float, step: i
     return weights * mass, float(squared.clamp_min(0).sqrt())
 
 
-def reconstruct(folder: Path, std: float) -> Average:
-    """The average of relative width `std` at the newest snapshot's step, from the snapshots in a folder.
+def reconstruct(folder: Path, std: float, step: int | None = None) -> Average:
+    """The average of relative width `std` at the newest snapshot up to `step` (None: of all), from the snapshots in a folder.
 
     Raises ValueError where there are none, or where their profiles do not span the asked one.
     """
     power_exponent(std)
-    found = find(folder)
-    if not found:
+    every = find(folder)
+    if not every:
         raise ValueError(f"wanted snapshots of the averages in {folder}, got none; train with snapshots=16")
+    found = [s for s in every if step is None or s.step <= step]
+    if not found:
+        raise ValueError(f"wanted a step from {every[0].step} to {every[-1].step}, where snapshots are, got {step}")
     stds, step = tuple(sorted({s.std for s in found})), found[-1].step
     weights, residual = combination([s.std for s in found], [s.step for s in found], std, step)
     if residual > MOST:
@@ -131,6 +146,6 @@ def reconstruct(folder: Path, std: float) -> Average:
     for snapshot, weight in zip(found, weights.tolist(), strict=True):
         if weight == 0:
             continue
-        for name, tensor in load_file(snapshot.path).items():
+        for name, tensor in load(snapshot).items():
             total[name] = total[name].add_(tensor, alpha=weight) if name in total else tensor.double() * weight
     return Average({name: x.float() for name, x in total.items()}, step, int((weights != 0).sum()), stds, residual)

@@ -98,7 +98,11 @@ def main() -> None:
     args = p.parse_args()
     found = {}
     for std in sorted(args.stds):
-        found[std] = measure(args, std)
+        try:
+            found[std] = measure(args, std)
+        except ValueError as error:
+            print(f"{std:g}: {error}", flush=True)
+            continue
         print(f"{std:g}: " + ", ".join(f"{name} {value:.4g}" for name, value in found[std].items()), flush=True)
     tracked = {s.std for s in snapshots.find(store.find_model(args.run).parent / "ema")}
     picture(found, tracked, args.out)
