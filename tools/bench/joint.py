@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from mmldm import config
 from mmldm.commands.measuring import adherence, agreement, translation
 from mmldm.data.world import World
 from mmldm.pipeline import Pipeline, Sample
@@ -23,7 +24,7 @@ def chance(pipeline: Pipeline, count: int) -> float:
     medias, world, by_tempo = pipeline.medias(), World("av", 4 * count, "all", seed=1), {}
     for i in range(len(world)):
         by_tempo.setdefault(world.attributes(i)["tempo"], []).append(i)
-    pairs = [(a, b) for rows in by_tempo.values() for a, b in zip(rows, rows[1:], strict=False)][:count]
+    pairs = sorted((a, b) for rows in by_tempo.values() for a, b in zip(rows, rows[1:], strict=False))[:count]
     made = [
         Sample({s: world.load(i, s, medias[s]).x for s, i in (("video", a), ("audio", b))}, medias, "", 0, a) for a, b in pairs
     ]
@@ -84,11 +85,14 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("run", type=Path)
     p.add_argument("--count", type=int, default=64)
+    p.add_argument("--guidance", metavar="NAME", help="a file of conf/diffusion/guidance (default: the model's own)")
     p.add_argument("--points", type=int, default=4, help="of the curve")
     p.add_argument("--out", type=Path, default=Path("docs"))
     args = p.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     pipeline = Pipeline.load(args.run)
+    if args.guidance:
+        pipeline.spec["sampler"] = {**pipeline.spec["sampler"], "guidance": config.member("diffusion/guidance", args.guidance)}
     found, samples = directions(pipeline, args.count)
     level = chance(pipeline, args.count)
     names = list(dict.fromkeys(name for scores in found.values() for name in scores))
