@@ -287,3 +287,16 @@ def test_missing_parts_are_told():
         model.prepare({})
     with pytest.raises(ValueError, match="wanted the stream 's'"):
         model({"t": line()["s"]}, model.prepare(text()))
+
+
+def test_where_cells_lie_is_worked_out_once_per_sample(monkeypatch):
+    spec = config.resolved(config.compose(["experiment=image_diffusion", "denoiser=unet_tiny", "run=a-run"]).denoiser)
+    net, calls = config.build(spec, streams={"s": PLANE}, conditions={"text": TEXT}).eval(), []
+    real = type(net)._scales
+    monkeypatch.setattr(type(net), "_scales", lambda *args: calls.append(1) or real(*args))
+    conds, positions = {"text": Cond(torch.randn(2, 3, 6), vector=torch.randn(2, 5))}, grid_positions(PLANE.axes, (6, 5))
+    with torch.no_grad():
+        prepared = net.prepare(conds)
+        for level in (0.9, 0.5, 0.1):
+            net({"s": Noisy(torch.randn(2, 2, 6, 5), torch.full((2,), level), positions)}, prepared)
+    assert len(calls) == 1

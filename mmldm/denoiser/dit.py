@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 
-from mmldm.denoiser.memory import Memory, Reuse
+from mmldm.denoiser.memory import Memory, Reuse, layout_inputs
 from mmldm.denoiser.patches import Size, resolve_patches
 from mmldm.denoiser.stream import Segment, StreamTokens, token_extents
 from mmldm.interfaces import Cond, CondWidths, Denoiser, Geometry, Noisy
@@ -120,7 +120,7 @@ class DiT(Denoiser):
         segments = {s: self.tokens[_slot(s)].segments(noisy[s], prepared.aligned.get(s)) for s in self.streams}
         runs = [segment for each in segments.values() for segment in each]
         x = torch.cat([run.tokens for run in runs], 1) if len(runs) > 1 else runs[0].tokens
-        memory, fixed = prepared.memory or Memory(), _fixed(noisy)
+        memory, fixed = prepared.memory or Memory(), layout_inputs(noisy)
         layout = memory.recall(("layout", x.shape, x.dtype), fixed, lambda: self._layout(segments, x.dtype))
         base = self._modulation(noisy, runs, prepared.vector).to(x.dtype)
         shared, last = base.split([6 * self.width, 2 * self.width], -1)
@@ -212,12 +212,6 @@ class DiT(Denoiser):
 def _slot(name: str) -> str:
     """A name that torch accepts for a sub-module, whatever the stream or condition is called."""
     return "of_" + name.replace(".", "_")
-
-
-def _fixed(noisy: dict[str, Noisy]) -> list[Tensor | None]:
-    """What a layout depends on."""
-    own = [part for n in noisy.values() for part in (n.positions, n.known, n.valid)]
-    return own + [part for n in noisy.values() for r in n.references for part in (r.positions, r.present)]
 
 
 def _parts(depth: int, reuse: Reuse) -> tuple[range, range, range]:

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Memory", "Reuse"]
+from mmldm.interfaces import Noisy
+
+__all__ = ["Memory", "Reuse", "layout_inputs"]
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,9 @@ def _same(one: Any, two: Any) -> bool:
     if not (isinstance(one, Tensor) and isinstance(two, Tensor)):
         return one is two or (type(one) is type(two) and one == two)
     return (one.data_ptr(), one.shape, one.stride(), one.dtype) == (two.data_ptr(), two.shape, two.stride(), two.dtype)
+
+
+def layout_inputs(noisy: dict[str, Noisy]) -> list[Tensor | None]:
+    """What decides where the tokens of all streams lie and which are seen: positions and masks, of their references too."""
+    own = [part for n in noisy.values() for part in (n.positions, n.known, n.valid)]
+    return own + [part for n in noisy.values() for r in n.references for part in (r.positions, r.present)]

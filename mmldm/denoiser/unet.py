@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 
 from mmldm.denoiser.dit import Prepared
+from mmldm.denoiser.memory import Memory, layout_inputs
 from mmldm.denoiser.patches import Size, midpoints, patchify, resolve_patches
 from mmldm.denoiser.stream import Segment, StreamTokens, token_extents
 from mmldm.denoiser.unet_blocks import Down, Scale, Stride, UNetBlock, Up, kernels_of, strides_of
@@ -102,7 +103,7 @@ class UNet(Denoiser):
             mask = torch.cat(full, 1)
         aligned = [conds[n].aligned[self.stream] for n, c in self.conditions.items() if self.stream in c.aligned]
         beside = {self.stream: torch.cat(aligned, 1)} if aligned else {}
-        return Prepared(torch.stack(vectors).sum(0) if vectors else None, context, mask, beside)
+        return Prepared(torch.stack(vectors).sum(0) if vectors else None, context, mask, beside, Memory())
 
     def forward(
         self, noisy: dict[str, Noisy], prepared: Prepared, residuals: Sequence[Tensor | None] | None = None
@@ -115,7 +116,8 @@ class UNet(Denoiser):
         x = torch.cat([run.tokens for run in runs], 1) if len(runs) > 1 else runs[0].tokens
         partly_known = any(run.known is not None for run in runs)
         modulation = self._modulation(given, partly_known, prepared.vector).to(x.dtype).split(self.shares, -1)
-        scales = self._scales(given, runs, x.dtype)
+        memory, fixed = prepared.memory or Memory(), layout_inputs(noisy)
+        scales = memory.recall(("scales", x.shape, x.dtype), fixed, lambda: self._scales(given, runs, x.dtype))
         context_mask = None if prepared.mask is None else prepared.mask[:, None, None]
         level, kept = 0, []
         for place, (block, at) in enumerate(zip(self.blocks, self.plan, strict=True)):
