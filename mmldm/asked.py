@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmldm.diffusion.branches import Branch, Branches, Translated, take_rows
+from mmldm.diffusion.branches import Branch, Branches, Translated, map_tensors, take_rows
 from mmldm.diffusion.guidance import Guidance
 from mmldm.diffusion.known import Context
 from mmldm.interfaces import Cond
@@ -151,7 +150,7 @@ def conditions(
     device = next(model.denoiser.parameters()).device
     read, present = model.conditions.read({key: list(fields.get(key, [None] * count)) for key in keys})
     keep = {name: (rows & (name != left_out)).to(device) for name, rows in present.items()}
-    return model.conditions(model.conditions.encode(on_device(read, device)), keep)
+    return model.conditions(model.conditions.encode(map_tensors(lambda tensor: tensor.to(device), read)), keep)
 
 
 def without_stream(
@@ -165,14 +164,3 @@ def without_stream(
     nothing = None if given.known is None else torch.zeros_like(given.known)
     z_t = noise[stream] * float(model.path.sigma(torch.ones((), dtype=torch.float64)))
     return {**context, stream: replace(given, known=nothing, references=())}, {stream: z_t}
-
-
-def on_device(value: Any, device: torch.device) -> Any:
-    """Move every tensor of nested dicts and lists."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {k: on_device(v, device) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(on_device(v, device) for v in value)
-    return value

@@ -104,17 +104,21 @@ class Pipeline:
         guidance: float | Guidance | None = None,
         solver: Mapping[str, Any] | Solver | None = None,
         grid: Mapping[str, Any] | Grid | None = None,
+        absent: Sequence[str] = (),
     ) -> Sampler:
         """The model's own sampler with what is given replaced: nodes of conf/diffusion, or objects as they are.
+
+        What the model's own guidance has of streams that are `absent` is left out.
 
         A number as guidance is the scale of null (classifier-free); a grid that is a list has its own number of steps.
         """
         own = self.spec["sampler"]
+        kept = config.build(own["guidance"], trust=self.trust) or Guidance()
+        if "weak" in kept.scales:
+            raise ValueError("wanted a guidance that the model can do alone, got weak; choose a weak model at generation")
         if not isinstance(guidance, Guidance):
-            kept = config.build(own["guidance"], trust=self.trust) or Guidance()
-            if "weak" in kept.scales:
-                raise ValueError("wanted a guidance that the model can do alone, got weak; choose a weak model at generation")
             guidance = kept if guidance is None else kept.changed({"null": float(guidance)})
+        guidance = beside(self.model, guidance, kept, absent)
         solver, grid = (
             config.build(dict(part), trust=self.trust) if isinstance(part, Mapping) else part
             for part in (solver or own["solver"], grid or own["grid"])
@@ -181,8 +185,7 @@ class Pipeline:
         fields = {key: [v for v in values for _ in range(n)] for key, values in as_fields(prompts).items()}
         count, medias = len(next(iter(fields.values()))), self.medias(seconds, size)
         given = Given(known or {}, references or {}, tuple(absent), init or {}, strength)
-        sampler, result = self.sampler(steps, guidance, solver, grid), []
-        sampler = replace(sampler, guidance=beside(self.model, sampler.guidance, self.sampler().guidance, given.absent))
+        sampler, result = self.sampler(steps, guidance, solver, grid, given.absent), []
         check_fields(self.model, fields)
         held = self.hold(given, medias)
         weaker = self.weaker(weak, held)

@@ -20,6 +20,7 @@ __all__ = [
     "load_diffusion",
     "save_codec",
     "save_diffusion",
+    "share_seconds",
     "shared_seconds",
     "sized",
 ]
@@ -51,6 +52,14 @@ def shared_seconds(medias: Iterable[Media]) -> float | None:
     lengths = [media.seconds for media in timed]
     differ = len(timed) > 1 and max(lengths) - min(lengths) >= max(1 / media.rate for media in timed)
     return min(lengths) if differ else None
+
+
+def share_seconds(codecs: Mapping[str, Codec]) -> float | None:
+    """Give the media of codecs of one clip the shortest of their durations; returns it where they differed."""
+    seconds = shared_seconds(codec.media for codec in codecs.values())
+    for codec in codecs.values() if seconds else ():
+        codec.media = sized(codec.media, seconds)
+    return seconds
 
 
 def build_model(

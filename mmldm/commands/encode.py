@@ -52,9 +52,7 @@ def encode(models: Sequence[str | Path], cfg, trust: tuple[str, ...] = (), progr
             codecs[stream] = part.codec.to(device)
     for codec in codecs.values():
         codec.media = trained.sized(codec.media, cfg.data.seconds, cfg.data.size)
-    if seconds := trained.shared_seconds(codec.media for codec in codecs.values()):
-        for codec in codecs.values():
-            codec.media = trained.sized(codec.media, seconds)
+    trained.share_seconds(codecs)
     medias = {stream: codec.media for stream, codec in codecs.items()}
     source = checked(build_source(cfg.data, medias), cfg.data.max_bad_fraction, progress)
 

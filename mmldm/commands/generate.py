@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from mmldm.commands import giving, sampling
@@ -66,7 +65,6 @@ def fields_of(args: argparse.Namespace) -> dict[str, list]:
 
 def run(pipeline, fields: dict[str, list], args: argparse.Namespace) -> int:
     """Generate with a progress bar and write files, one JSON beside each, and a sheet of all."""
-    from mmldm.asked import beside
     from mmldm.commands.arguments import parse_size
     from mmldm.commands.outputs import check_suffix, write_samples
     from mmldm.commands.progress import progress
@@ -75,8 +73,7 @@ def run(pipeline, fields: dict[str, list], args: argparse.Namespace) -> int:
     medias = pipeline.medias(args.seconds, size)
     check_suffix({s: media for s, media in medias.items() if s not in args.without}, args.format)
     chosen = sampling.chosen(args, pipeline)
-    sampler = pipeline.sampler(**chosen)
-    sampler = replace(sampler, guidance=beside(pipeline.model, sampler.guidance, pipeline.sampler().guidance, args.without))
+    sampler = pipeline.sampler(**chosen, absent=args.without)
     fields = completed(pipeline, fields, args.seconds)
     given = giving.given(medias, args)
     with giving.notes(), progress("generating") as tell:

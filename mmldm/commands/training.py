@@ -164,10 +164,9 @@ def build_codecs(cfg: DictConfig) -> tuple[dict[str, Codec], dict[str, Whitening
         codec.media = trained.sized(codec.media, asked.get("seconds"), asked.get("size"))
         codecs[stream], whitenings[stream] = codec, whitening
         spec["codecs"][stream], spec["clips"][stream] = plain, {**clip, **asked}
-    if seconds := trained.shared_seconds(codec.media for codec in codecs.values()):
-        for stream, codec in codecs.items():
-            codec.media = trained.sized(codec.media, seconds)
-            spec["clips"][stream]["seconds"] = seconds
+    if seconds := trained.share_seconds(codecs):
+        for clip in spec["clips"].values():
+            clip["seconds"] = seconds
     return codecs, whitenings, spec
 
 

@@ -16,7 +16,7 @@ from mmldm.denoiser.patches import Size, resolve_patches
 from mmldm.denoiser.stream import Segment, StreamTokens, token_extents
 from mmldm.interfaces import Cond, CondWidths, Denoiser, Geometry, Noisy
 from mmldm.nn.attention import normalise
-from mmldm.nn.positions import AxialAngles, Fourier, rotary_tables
+from mmldm.nn.positions import AxialAngles, LevelEmbedding, rotary_tables
 from mmldm.nn.transformer import ModulatedBlock, init_linear, select
 
 __all__ = ["DiT", "Prepared"]
@@ -78,8 +78,7 @@ class DiT(Denoiser):
         )
         self.angles = AxialAngles(width // heads, token_extents(streams, self.patches))
         self.place = nn.Linear(width // heads, width, bias=False)
-        fourier = Fourier()
-        self.level = nn.Sequential(fourier, nn.Linear(fourier.width, width), nn.SiLU(), nn.Linear(width, width))
+        self.level = LevelEmbedding(width)
         self.kind = nn.Parameter(torch.zeros(len(self.streams), width))
         self.modulation = nn.Linear(width, 8 * width)
         self.vectors = nn.ModuleDict({_slot(n): nn.Linear(c.vector, width) for n, c in conditions.items() if c.vector})
@@ -164,11 +163,7 @@ class DiT(Denoiser):
         levels, kind = torch.stack([noisy[s].level for s in self.streams], 1), self.kind
         if any(run.known is not None for run in runs):
             levels, kind = torch.cat([levels, torch.zeros_like(levels)], 1), torch.cat([kind, kind])
-        fourier, *layers = self.level
-        heard = fourier(levels).to(kind.dtype)
-        for layer in layers:
-            heard = layer(heard)
-        heard = heard + kind
+        heard = self.level(levels) + kind
         return self.modulation(F.silu(heard if vector is None else heard + vector[:, None]))
 
     def _angles(self, segments: dict[str, list[Segment]]) -> Tensor:

@@ -17,7 +17,7 @@ from mmldm.denoiser.stream import Segment, StreamTokens, token_extents
 from mmldm.denoiser.unet_blocks import Down, Scale, Stride, UNetBlock, Up, kernels_of, strides_of
 from mmldm.interfaces import Cond, CondWidths, Denoiser, Geometry, Noisy, Reference
 from mmldm.nn.attention import normalise
-from mmldm.nn.positions import AxialAngles, Fourier, rotary_tables
+from mmldm.nn.positions import AxialAngles, LevelEmbedding, rotary_tables
 from mmldm.nn.transformer import init_linear, select
 
 __all__ = ["UNet"]
@@ -56,8 +56,8 @@ class UNet(Denoiser):
         aligned = sum(c.aligned.get(self.stream, 0) for c in conditions.values())
         self.tokens = StreamTokens(geometry, self.patches[self.stream], widths[0], aligned)
         self.angles = nn.ModuleList(AxialAngles(head_width, token_extents(streams, {self.stream: n})) for n in self.sizes)
-        fourier, heard = Fourier(), 4 * widths[0]
-        self.level = nn.Sequential(fourier, nn.Linear(fourier.width, heard), nn.SiLU(), nn.Linear(heard, heard))
+        heard = 4 * widths[0]
+        self.level = LevelEmbedding(heard)
         self.vectors = nn.ModuleDict({_slot(n): nn.Linear(c.vector, heard) for n, c in conditions.items() if c.vector})
         spoken = {_slot(n): c.tokens for n, c in conditions.items() if c.tokens}
         self.contexts = nn.ModuleList(
@@ -143,10 +143,7 @@ class UNet(Denoiser):
     def _modulation(self, given: Noisy, partly_known: bool, vector: Tensor | None) -> Tensor:
         """Shifts, scales and gates of all blocks (B, K, sum(shares)): of the stream's level and, where cells are known, 0."""
         levels = torch.stack([given.level, torch.zeros_like(given.level)][: 1 + partly_known], 1)
-        fourier, *layers = self.level
-        heard = fourier(levels).to(self.modulation.weight.dtype)
-        for layer in layers:
-            heard = layer(heard)
+        heard = self.level(levels)
         return self.modulation(F.silu(heard if vector is None else heard + vector[:, None]))
 
     def _scales(self, given: Noisy, runs: Sequence[Segment], dtype: torch.dtype) -> list[Scale]:

@@ -13,7 +13,7 @@ from mmldm.diffusion.known import Context
 from mmldm.diffusion.path import Path, expand
 from mmldm.interfaces import Reference
 
-__all__ = ["Branch", "Branches", "Translated", "cat_rows", "take_rows"]
+__all__ = ["Branch", "Branches", "Translated", "cat_rows", "map_tensors", "take_rows"]
 
 Latents = dict[str, Tensor]
 Asks = Callable[[Latents, Latents, Mapping[str, Context], Any], Latents]
@@ -115,12 +115,12 @@ class Branches:
 
 def cat_rows(trees: Sequence[Any]) -> Any:
     """Concatenate equal trees (dict, list, tuple, dataclass, None) of tensors along the batch; one tree comes back as it is."""
-    return trees[0] if len(trees) == 1 else _map(lambda *rows: torch.cat(rows), *trees)
+    return trees[0] if len(trees) == 1 else map_tensors(lambda *rows: torch.cat(rows), *trees)
 
 
 def take_rows(tree: Any, start: int, stop: int) -> Any:
     """Rows start..stop of every tensor of a tree (views)."""
-    return _map(lambda rows: rows[start:stop], tree)
+    return map_tensors(lambda rows: rows[start:stop], tree)
 
 
 def _shared(owner: Any, name: str) -> bool:
@@ -131,18 +131,19 @@ def _shared(owner: Any, name: str) -> bool:
     return positions is not None and positions.dim() == positions.shape[-2] + 2
 
 
-def _map(function: Callable[..., Tensor], *trees: Any) -> Any:
+def map_tensors(function: Callable[..., Tensor], *trees: Any) -> Any:
+    """Equal trees of tensors -> one tree of `function(*tensors)`; whatever else they hold is the first one's."""
     first = trees[0]
     if isinstance(first, Tensor):
         return function(*trees)
     if isinstance(first, Mapping):
-        return {k: _map(function, *(tree[k] for tree in trees)) for k in first}
+        return {k: map_tensors(function, *(tree[k] for tree in trees)) for k in first}
     if isinstance(first, (tuple, list)):
-        items = [_map(function, *each) for each in zip(*trees, strict=True)]
+        items = [map_tensors(function, *each) for each in zip(*trees, strict=True)]
         return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
     if is_dataclass(first):
         names = [f.name for f in fields(first) if not _shared(first, f.name)]
-        return replace(first, **{name: _map(function, *(getattr(tree, name) for tree in trees)) for name in names})
+        return replace(first, **{name: map_tensors(function, *(getattr(tree, name) for tree in trees)) for name in names})
     return first
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AxialAngles", "Fourier", "Frequencies", "rotary_tables", "rotate"]
+__all__ = ["AxialAngles", "Fourier", "Frequencies", "LevelEmbedding", "rotary_tables", "rotate"]
 
 
 class Frequencies(nn.Module):
@@ -36,6 +36,21 @@ class Fourier(Frequencies):
     def forward(self, x: Tensor) -> Tensor:
         angle = x.to(self.frequency.dtype)[..., None] * self.frequency
         return torch.cat([angle.cos(), angle.sin()], -1)
+
+
+class LevelEmbedding(nn.Sequential):
+    """Noise levels in [0, 1] (...) -> vectors (..., width): Fourier features in float32 or wider, layers in their own type."""
+
+    def __init__(self, width: int):
+        fourier = Fourier()
+        super().__init__(fourier, nn.Linear(fourier.width, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, level: Tensor) -> Tensor:
+        fourier, *layers = self
+        heard = fourier(level).to(layers[0].weight.dtype)
+        for layer in layers:
+            heard = layer(heard)
+        return heard
 
 
 class AxialAngles(Frequencies):

@@ -72,7 +72,7 @@ class DiffusionTraining(Training):
         """The unweighted mean loss over samples and streams at each of the fixed levels `QUANTILES`, all conditions given."""
         z, valid = self.latents(batch, sample=False)
         there = {s: self._there(batch, s).to(x.device) for s, x in z.items()}
-        cells = {s: None if v is None else v | expand(~there[s], v[:, None])[:, 0] for s, v in valid.items()}
+        cells = {s: unpadded(v, there[s]) for s, v in valid.items()}
         context = {s: self.model.context(s, x.shape[2:], x.device, valid=cells[s]) for s, x in z.items()}
         keep, found = self._present(batch, {}), {}
         for level in QUANTILES:
@@ -121,7 +121,7 @@ class DiffusionTraining(Training):
             cells, mask, there = valid[stream], None, self._there(batch, stream)
             if drawn is not None:
                 there = there & ~drawn.absent[stream]
-            cells = None if cells is None else cells | expand(~there, cells[:, None])[:, 0].to(x.device)
+            cells = unpadded(cells, there)
             if drawn is not None:
                 if bool(drawn.known[stream].any()):
                     mask = drawn.known[stream].to(x.device) & expand(there, x)[:, 0].to(x.device)
@@ -170,6 +170,11 @@ class DiffusionTraining(Training):
         names = set(batch.present) | set(keep)
         both = {n: (batch.present.get(n), keep.get(n)) for n in names}
         return {n: torch.stack([m.to(self.device) for m in pair if m is not None]).all(0) for n, pair in both.items()}
+
+
+def unpadded(valid: Tensor | None, there: Tensor) -> Tensor | None:
+    """Valid cells (B, *L), all of them in the rows of a stream that is not `there` (B,)."""
+    return None if valid is None else valid | ~there.to(valid.device).reshape(-1, *[1] * (valid.ndim - 1))
 
 
 def masked_mean(error: Tensor, context: Context) -> Tensor:

@@ -10,7 +10,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from mmldm import config
 from mmldm.commands.measuring import adherence, agreement, translation
@@ -50,7 +49,7 @@ def curve(pipeline: Pipeline, folder: Path, count: int, points: int) -> list[tup
     own, found = dict(pipeline.model.named_parameters()), []
     for snapshot in steps:
         with torch.no_grad():
-            for name, tensor in load_file(snapshot.path).items():
+            for name, tensor in snapshots.load(snapshot).items():
                 own[name.removeprefix("model.")].copy_(tensor)
         joint, _ = adherence(pipeline, "av", count, "train", batch_size=16)
         made, _ = translation(pipeline, "av", "video", count)
