@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ import torch
 from mmldm import config, trained
 from mmldm.commands import cli, measuring, training
 from mmldm.data.world import World
+from mmldm.evaluation.probes import _apart
 from mmldm.media import AudioMedia, VideoMedia
 from mmldm.pipeline import Known, Pipeline
+from mmldm.training.diffusion import unpadded
 from tests import real_files
 
 QUICK = ["trainer.max_steps=3", "trainer.val_check_interval=3", "data.workers=0", "previews=2", "data.batch_size=4", "seed=1"]
@@ -111,3 +114,22 @@ def test_a_model_can_be_loaded_to_run_faster(runs):
     assert reused.model.denoiser.reuse.every == 2 and reused.generate("a", steps=2)[0].streams["video"].shape == plain.shape
     with pytest.raises(ValueError, match="not compiled"):
         Pipeline.load(runs / "av", reuse=2, compile=True)
+
+
+def test_codecs_of_one_clip_are_given_one_duration():
+    medias = {"video": VideoMedia(17, 8, 32, 32), "audio": AudioMedia(16000, 1, 1.0)}
+    codecs = {stream: SimpleNamespace(media=media) for stream, media in medias.items()}
+    assert trained.share_seconds(codecs) == 1.0 and [codec.media.seconds for codec in codecs.values()] == [1.0, 1.0]
+    assert trained.share_seconds(codecs) is None
+
+
+def test_a_stream_that_is_not_there_has_no_padding():
+    valid = torch.tensor([[True, False], [True, False]])
+    assert unpadded(valid, torch.tensor([True, False])).tolist() == [[True, False], [True, True]]
+    assert unpadded(None, torch.tensor([True, False])) is None
+
+
+def test_an_impact_that_is_not_heard_is_out_of_synchrony():
+    onsets = 0.2 + 0.35 * torch.arange(3)
+    assert _apart(onsets, 0.35, 0.2, 1.06) < 1e-6 and _apart(onsets[:1], 0.35, 0.2, 1.06) > 0.1
+    assert _apart(onsets[:0], 0.35, 0.2, 1.06) == 0.175
