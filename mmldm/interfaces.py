@@ -6,14 +6,17 @@ Shapes:  B batch, C media channels, D latent channels, *S media grid, *L latent 
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from mmldm.piecewise import Piecewise
 from mmldm.records import (
     Axis,
     Batch,
@@ -78,9 +81,33 @@ class Media(ABC):
     def load(self, path: str | Path, start: float = 0.0) -> Clip:
         """The clip that begins `start` seconds into the file, decoding little else; raises MediaError."""
 
+    def stream(self, path: str | Path, samples: int, start: float = 0.0) -> Iterator[Tensor]:
+        """Consecutive pieces (C, *S) of a whole file, `samples` media samples along time each, the last one shorter; a still
+        is one piece. They hold what `load` gives of them; raises MediaError, at the end where the file is cut short."""
+        if self.time_axis is None:
+            yield self.load(path, start).x
+            return
+        piece, seconds, place = self.resized(seconds=samples / self.rate), self.probe(path).seconds, 0
+        while not place or start + (place + 0.5) / self.rate < seconds:
+            clip = piece.load(path, start + place / self.rate)
+            yield clip.x.narrow(1 + self.time_axis, 0, clip.valid[self.time_axis])
+            place += samples
+
     @abstractmethod
     def save(self, x: Tensor, path: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
         """Write (C, *S) to a file whose suffix chooses the format."""
+
+    @contextmanager
+    def writer(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> Iterator[Callable[[Tensor], None]]:
+        """Gives `write(x)`, which appends a piece (C, *S) along time; the file has its name once the block ends well.
+
+        Here the pieces are kept and saved at the end; media that run in time write them as they come.
+        """
+        pieces: list[Tensor] = []
+        yield pieces.append
+        if not pieces or (self.time_axis is None and len(pieces) > 1):
+            raise ValueError(f"wanted {'a' if pieces else 'at least one'} piece to write to {path}, got {len(pieces)}")
+        self.save(pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1 + self.time_axis), path, metadata)
 
     @abstractmethod
     def preview(self, x: Tensor, folder: str | Path, name: str) -> list[Preview]:
@@ -105,14 +132,21 @@ class Reader(ABC):
 # ---------------------------------------------------------------- codecs
 
 
-class Codec(nn.Module, ABC):
+class Codec(Piecewise, ABC):
     """One modality: media tensor (B, C, *S) <-> latent (B, D, *L).
 
     A fixed `front` (identity by default; log-mel for audio) turns media into features, a trained body encodes features;
-    codec training compares features. `lookahead`: media samples after a cell's own end that its encoding may see along the
-    time axis: 0 is causal, None is unbounded. `reach[axis]`: media samples on either side of a cell's own that its encoding
-    may see; an axis that is not named is unbounded. The first of the `axes` are those of the media, in order; a front may add
-    others.
+    codec training compares features. The first of the `axes` are those of the media, in order; a front may add others.
+
+    `lookahead`: media samples after a cell's own end that its encoding may see along the time axis: 0 is causal, None is
+    unbounded. `reach[axis]`: media samples on either side of a cell's own that its encoding may see; `decode_reach[axis]`:
+    cells on either side of a sample's own that its decoding may see; an axis that is not named is unbounded. `chunk`: cells
+    along time that are encoded and decoded at once, `tile`: cells of a side above which a plane is taken in parts (None: all
+    at once). `encode(x)`, `decode(z, shape)`, and `encode_chunk`, `decode_chunk` of a clip as it comes, are made of the
+    methods here; pieces make the whole exactly where what they see is bounded, else they are cross-faded along `blended`.
+
+    `whitening`: mean and std of each latent channel where they are known beforehand (None: fitted after training).
+    `embedded`: what a trained model writes instead of these keys of the codec's yaml, so that it needs no other files.
     """
 
     media: Media
@@ -120,11 +154,11 @@ class Codec(nn.Module, ABC):
     axes: tuple[Axis, ...]
     lookahead: int | None = None
     reach: Mapping[str, int] | None = None
-
-    def field(self, axis: Axis) -> tuple[float, float]:
-        """Media samples before and after a cell's own that its encoding may see along an axis; inf where unbounded."""
-        far = (self.reach or {}).get(axis.name, math.inf)
-        return far, self.lookahead if axis.name == "time" and self.lookahead is not None else far
+    decode_reach: Mapping[str, int] | None = None
+    chunk: int | None = None
+    tile: int | None = None
+    whitening: tuple[Tensor, Tensor] | None = None
+    embedded: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def geometry(self) -> Geometry:
@@ -149,15 +183,6 @@ class Codec(nn.Module, ABC):
     @abstractmethod
     def latent_shape(self, media_shape: Sequence[int]) -> tuple[int, ...]:
         """(C, *S) of a media tensor -> (D, *L) of its latent: exactly what `encode` gives."""
-
-    def encode(self, x: Tensor) -> Posterior:
-        """Media (B, C, *S) in [-1, 1] -> Posterior of (B, D, *L), not whitened."""
-        return self.encode_features(self.front(x))
-
-    def decode(self, z: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """Latents (B, D, *L), not whitened -> media (B, C, *S), cropped to `shape` = (C, *S) where given."""
-        x = self.unfront(self.decode_features(z), shape)
-        return x if shape is None else x[(slice(None), slice(None), *(slice(0, n) for n in shape[1:]))]
 
 
 # ---------------------------------------------------------------- conditions

@@ -134,6 +134,15 @@ class Posterior:
         """mean + std * noise; the mean where there is no std."""
         return self.mean if self.std is None else self.mean + self.std * noise
 
+    def joined(self) -> Tensor:
+        """Mean and std in one tensor (B, D or 2·D, *L)."""
+        return self.mean if self.std is None else torch.cat([self.mean, self.std], 1)
+
+    @classmethod
+    def parted(cls, joined: Tensor, channels: int) -> Posterior:
+        """The posterior of `channels` latent channels that was joined."""
+        return cls(joined) if joined.shape[1] == channels else cls(*joined.split(channels, 1))
+
 
 @dataclass(frozen=True)
 class CondWidths:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmldm.codec.conv_vae import ConvVAE
-from mmldm.nn.conv import Conv, Downsample, PixelNorm, ResBlock, Upsample, fold, per_axis, unfold
+from mmldm.nn.conv import Conv, Downsample, Past, PixelNorm, ResBlock, Upsample, fold, per_axis, unfold
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -23,12 +23,12 @@ def test_conv_keeps_the_grid_and_a_causal_one_sees_the_past(rank):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_conv_by_chunks_with_explicit_context_is_the_whole(axis):
+def test_conv_by_chunks_that_carry_their_past_is_the_whole(axis):
     conv, x = Conv(2, 3, 4, 3, causal_axis=axis).double(), rand(2, 3, 9, 9)
-    whole, parts, left = conv(x), [], None
+    whole, parts, past = conv(x), [], Past()
     for chunk in x.split([1, 2, 5, 1], 2 + axis):
-        parts.append(conv(chunk, left))
-        left = conv.context(chunk, left)
+        parts.append(conv(chunk, past))
+        past = Past(past.kept)
     torch.testing.assert_close(torch.cat(parts, 2 + axis), whole, rtol=0, atol=1e-12)
 
 

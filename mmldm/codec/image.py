@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmldm.codec.conv_vae import ConvCodec, ConvVAE
-from mmldm.codec.losses import BoundedNoise, Regulariser
+from mmldm.codec.regularisers import BoundedNoise, Regulariser
 from mmldm.interfaces import Media
 
 __all__ = ["ImageCodec"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmldm.codec.conv_vae import ConvCodec, ConvVAE
-from mmldm.codec.losses import BoundedNoise, Regulariser
+from mmldm.codec.regularisers import BoundedNoise, Regulariser
 from mmldm.interfaces import Media
 
 __all__ = ["VideoCodec"]
@@ -19,6 +19,8 @@ class VideoCodec(ConvCodec):
     kernels are the factorised (1, 3, 3) and (3, 1, 1): a quarter of the arithmetic of (3, 3, 3), and stable at twice its
     learning rate.
     """
+
+    chunk = 2
 
     def __init__(
         self,
