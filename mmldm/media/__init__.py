@@ -10,16 +10,18 @@ from mmldm.media.array import ArrayMedia
 from mmldm.media.audio import AudioMedia
 from mmldm.media.container import opened, streams_of
 from mmldm.media.draw import sheet
-from mmldm.media.encode import save_audio, save_video
+from mmldm.media.encode import can_carry, save_audio, save_video
 from mmldm.media.files import from_tags
 from mmldm.media.image import ImageMedia, picture_tags, save_image
-from mmldm.media.limits import Limits
+from mmldm.media.limits import Limits, unlimited
 from mmldm.media.page import MediaLogger, Page
+from mmldm.media.pieces import regrouped, with_last
 from mmldm.media.video import VideoMedia
 
 __all__ = [
-    "ArrayMedia", "AudioMedia", "ImageMedia", "Limits", "MediaLogger", "Page", "SUFFIXES", "VideoMedia", "media_for",
-    "read_metadata", "save_audio", "save_image", "save_video", "sheet", "streams_of",
+    "ArrayMedia", "AudioMedia", "ImageMedia", "Limits", "MediaLogger", "Page", "SUFFIXES", "VideoMedia", "can_carry",
+    "media_for", "read_metadata", "regrouped", "save_audio", "save_image", "save_video", "sheet", "streams_of", "unlimited",
+    "with_last",
 ]  # fmt: skip
 
 SUFFIXES: dict[str, tuple[str, ...]] = {

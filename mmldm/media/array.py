@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -104,10 +108,27 @@ class ArrayMedia(Media):
 
     def save(self, x: Tensor, path: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
         """Write (C, *S) float32 as .npy, which has no room for metadata."""
-        checked_suffix(path, self.suffixes)
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, x.detach().float().cpu().numpy(), allow_pickle=False)
+        with self.writer(path) as write:
+            write(x)
         return Path(path)
+
+    @contextmanager
+    def writer(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> Iterator[Callable[[Tensor], None]]:
+        checked_suffix(path, self.suffixes)
+        with replacing(path) as temporary, TemporaryFile(dir=temporary.parent) as aside:
+            shapes: list[tuple[int, ...]] = []
+
+            def write(x: Tensor) -> None:
+                if shapes and (self.time_axis is None or (len(x), *x.shape[2:]) != (shapes[0][0], *shapes[0][2:])):
+                    raise ValueError(f"wanted a piece that follows {shapes[0]} along time, got {tuple(x.shape)}")
+                shapes.append(tuple(x.shape))
+                aside.write(np.ascontiguousarray(x.detach().float().cpu().numpy()).data)
+
+            yield write
+            if not shapes:
+                raise ValueError(f"wanted at least one piece to write to {path}, got none")
+            with open(temporary, "wb") as file:
+                _put_together(aside, shapes, file)
 
     def preview(self, x: Tensor, folder: str | Path, name: str) -> list[Preview]:
         """Curves of the channels (a heat map where there are many or more axes)."""
@@ -122,3 +143,18 @@ class ArrayMedia(Media):
         from mmldm.media import draw
 
         return draw.curves(x, self.rate, size=(3.2, 2.2))
+
+
+def _put_together(aside: BinaryIO, shapes: list[tuple[int, ...]], file: BinaryIO) -> None:
+    """One .npy (C, T, *S) of pieces that lie one after another, channel by channel, a piece of a channel at a time."""
+    channels, *rest = shapes[0]
+    length = [sum(shape[1] for shape in shapes), *rest[1:]] if rest else []
+    header = {"descr": "<f4", "fortran_order": False, "shape": (channels, *length)}
+    np.lib.format.write_array_header_2_0(file, header)
+    for channel in range(channels):
+        begin = 0
+        for shape in shapes:
+            size = 4 * prod(shape[1:])
+            aside.seek(begin + channel * size)
+            file.write(aside.read(size))
+            begin += size * channels

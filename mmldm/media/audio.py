@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from math import ceil, floor, gcd
+from math import ceil, floor, gcd, inf
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ from torch import Tensor
 
 from mmldm.interfaces import Clip, Info, Media, MediaError, Preview
 from mmldm.media import encode
-from mmldm.media.container import decoded, end_of, format_of, length_of, opened, pick, too_short
-from mmldm.media.limits import Limits
+from mmldm.media.container import GAP, decoded, end_of, format_of, length_of, opened, pick, too_short
+from mmldm.media.limits import Limits, unlimited
+from mmldm.media.pieces import regrouped
 
 __all__ = ["AudioMedia", "resample"]
 
 MARGIN = 0.1  # seconds decoded around a window: decoders settle in, the resampling filter sees real neighbours
+BLOCK = 1 << 16  # samples of silence at once
+SETTLE = 64  # frames whose time stamps together say where a run of them lies
 JITTER = 0.02  # seconds by which time stamps may disagree with the sample count before they count as a gap
 
 
@@ -90,44 +94,80 @@ class AudioMedia(Media):
         with opened(path, self.limits) as container:
             stream = pick(container, "audio", path, self.limits)
             native, _ = self._check(container, stream, path)
-            first = round(start * self.rate)
-            step = native // gcd(native, self.rate)  # both clocks tick together every `step` native samples
-            begin = floor((first / self.rate - MARGIN) * native / step) * step
-            stop = ceil(((first + self.samples) / self.rate + MARGIN) * native)
-            sound, end = self._sound(container, stream, native, begin, stop)
-            total = length_of(container)
-            wanted = start + self.seconds
-            if too_short(end, min(wanted, total)) and too_short(end, min(wanted, end_of(container, stream, path))):
-                raise MediaError(path, f"declares {total:.2f} s of sound, decodes to {max(end, 0):.2f} s")
-        if end <= start and total <= start + 1e-3:  # where the picture goes on, the sound is silence with nothing valid
-            raise MediaError(path, f"ends at {max(end, 0):.2f} s, before the wanted start {start:.2f} s")
-        x = resample(sound, native, self.rate)
-        skip = first - begin * self.rate // native
-        x = torch.from_numpy(x[:, skip : skip + self.samples])
+            begin, skip = self._before(start, native)
+            stop = ceil(((round(start * self.rate) + self.samples) / self.rate + MARGIN) * native)
+            blocks = list(_contiguous(self._placed(container, stream, native, begin, stop), begin, stop))
+            end = blocks[-1][1] / native if blocks else 0.0
+            self._check_end(container, stream, path, start, end, start + self.seconds)
+        sound = np.concatenate([np.zeros((self.channels, 0), np.float32), *(block for block, _ in blocks)], 1)
+        sound = np.pad(sound[:, : stop - begin], ((0, 0), (0, max(0, stop - begin - sound.shape[1]))))
+        x = torch.from_numpy(resample(sound, native, self.rate)[:, skip : skip + self.samples])
         x = torch.nn.functional.pad(x, (0, self.samples - x.shape[1])).clamp(-1, 1)
-        valid = min(self.samples, max(0, floor(end * self.rate + 1e-3) - first))
+        valid = min(self.samples, self._length(start, end))
         x[:, valid:] = 0.0
         return Clip(x, (valid,), start)
 
-    def _sound(self, container, stream, native: int, begin: int, stop: int) -> tuple[np.ndarray, float]:
-        """Native samples [begin, stop) of the file's time, zeros where there are none: (C, n); and the end in seconds."""
-        mixer, parts = AudioResampler(format="fltp", layout="stereo", rate=native), []
-        for time, frame in decoded(container, stream, max(0.0, begin / native)):
-            if frame.sample_rate != native:
-                raise ValueError(f"the sample rate changes from {native} to {frame.sample_rate}")
-            parts.append((round(time * native), _mixed(frame, self.channels, mixer)))
-            if parts[-1][0] >= stop:
-                break
-        sound, end = np.zeros((self.channels, stop - begin), dtype=np.float32), 0
-        for place, part in _placed(parts, JITTER * native):
-            end = place + part.shape[1]
-            low, high = max(place, begin), min(end, stop)
-            if low < high:
-                sound[:, low - begin : high - begin] = part[:, low - place : high - place]
-        return np.nan_to_num(sound, posinf=1.0, neginf=-1.0), end / native
+    def stream(self, path: str | Path, samples: int, start: float = 0.0) -> Iterator[Tensor]:
+        if start < 0 or samples < 1:
+            raise ValueError(f"wanted start >= 0 seconds and samples >= 1, got {start} and {samples}")
+        return regrouped(unlimited(self)._whole(path, start), samples, 1)
+
+    def _whole(self, path: str | Path, start: float) -> Iterator[Tensor]:
+        """Everything from `start` on, as it is decoded."""
+        with opened(path, self.limits) as container:
+            stream = pick(container, "audio", path, self.limits)
+            native, _ = self._check(container, stream, path)
+            begin, skip = self._before(start, native)
+            resampled, count, end = _Resampler(native, self.rate, self.channels), -skip, 0.0
+            for block, place in _contiguous(self._placed(container, stream, native, begin), begin, most=GAP * native):
+                x, end = resampled(block), place / native
+                yield torch.from_numpy(x[:, max(0, -count) :]).clamp(-1, 1)
+                count += x.shape[1]
+            self._check_end(container, stream, path, start, end)
+            left = self._length(start, end) - max(0, count)
+            silence = np.zeros((self.channels, ceil(MARGIN * native)), np.float32)  # follows the end, as where a clip is padded
+            x = np.concatenate([resampled(silence), resampled(None)], 1)[:, max(0, -count) :][:, : max(0, left)]
+            yield torch.from_numpy(np.pad(x, ((0, 0), (0, max(0, left - x.shape[1]))))).clamp(-1, 1)
+
+    def _before(self, start: float, native: int) -> tuple[int, int]:
+        """The native sample, a little before `start`, to decode from, and how many samples at our rate it lies before."""
+        first = round(start * self.rate)
+        step = native // gcd(native, self.rate)  # both clocks tick together every `step` native samples
+        begin = floor((first / self.rate - MARGIN) * native / step) * step
+        return begin, first - begin * self.rate // native
+
+    def _length(self, start: float, end: float) -> int:
+        """Samples from `start` to the end of the sound."""
+        return max(0, floor(end * self.rate + 1e-3) - round(start * self.rate))
+
+    def _check_end(self, container, stream, path: str | Path, start: float, end: float, wanted: float = inf) -> None:
+        """Raise MediaError where the sound ends before `start`, or before what its header declares of what is wanted."""
+        total = length_of(container)
+        if too_short(end, min(wanted, total)) and too_short(end, min(wanted, end_of(container, stream, path))):
+            raise MediaError(path, f"declares {total:.2f} s of sound, decodes to {max(end, 0):.2f} s")
+        if end <= start and total <= start + 1e-3:  # where the picture goes on, the sound is silence with nothing valid
+            raise MediaError(path, f"ends at {max(end, 0):.2f} s, before the wanted start {start:.2f} s")
+
+    def _placed(self, container, stream, native: int, begin: int, stop: float = inf) -> Iterator[tuple[int, np.ndarray]]:
+        """Decoded sound (C, n) with the native sample of the file's time that it begins at, from `begin` or before on."""
+        mixer = AudioResampler(format="fltp", layout="stereo", rate=native)
+
+        def frames() -> Iterator[tuple[int, np.ndarray]]:
+            for time, frame in decoded(container, stream, max(0.0, begin / native)):
+                if frame.sample_rate != native:
+                    raise ValueError(f"the sample rate changes from {native} to {frame.sample_rate}")
+                place = round(time * native)
+                yield place, _mixed(frame, self.channels, mixer)
+                if place >= stop:
+                    return
+
+        return _placed(frames(), JITTER * native)
 
     def save(self, x: Tensor, path: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
         return encode.save_audio(x, path, self.rate, metadata)
+
+    def writer(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> AbstractContextManager[encode.Write]:
+        return encode.audio_writer(path, self.rate, metadata)
 
     def preview(self, x: Tensor, folder: str | Path, name: str) -> list[Preview]:
         """A WAV player and a spectrogram (mel scale, dB) below the waveform."""
@@ -145,32 +185,81 @@ class AudioMedia(Media):
         return draw.spectrogram(x, self.rate, size=(3.2, 2.2))
 
 
-def _placed(parts: list[tuple[int, np.ndarray]], jitter: float) -> list[tuple[int, np.ndarray]]:
-    """Runs of frames become contiguous, each run at the median of what its (rounded) time stamps say."""
-    runs: list[list[tuple[int, int, np.ndarray]]] = []
-    count = 0
+def _placed(parts: Iterable[tuple[int, np.ndarray]], jitter: float) -> Iterator[tuple[int, np.ndarray]]:
+    """Runs of frames become contiguous, each run at the median of what the (rounded) time stamps of its first frames say."""
+    waiting: list[tuple[int, int, np.ndarray]] = []  # of a run whose place is not known yet: stamp, samples before, samples
+    first, shift, count = None, None, 0
     for place, part in parts:
-        if not runs or abs(place - count - (runs[-1][0][0] - runs[-1][0][1])) > jitter:
-            runs.append([])
-        runs[-1].append((place, count, part))
+        if first is not None and abs(place - count - first) > jitter:
+            yield from _settled(waiting)
+            waiting, first, shift = [], None, None
+        first = place - count if first is None else first
+        if shift is None:
+            waiting.append((place, count, part))
+        else:
+            yield count + shift, part
         count += part.shape[1]
-    out = []
-    for run in runs:
-        shift = int(np.median([place - before for place, before, _ in run]))
-        out += [(before + shift, part) for _, before, part in run]
-    return out
+        if len(waiting) == SETTLE:
+            shift = _shift(waiting)
+            yield from _settled(waiting)
+            waiting = []
+    yield from _settled(waiting)
+
+
+def _settled(run: list[tuple[int, int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:
+    return [(before + _shift(run), part) for _, before, part in run]
+
+
+def _shift(run: list[tuple[int, int, np.ndarray]]) -> int:
+    return int(np.median([place - before for place, before, _ in run]))
+
+
+def _contiguous(
+    parts: Iterable[tuple[int, np.ndarray]], begin: int, stop: float = inf, most: float = inf
+) -> Iterator[tuple[np.ndarray, int]]:
+    """The samples from `begin` on, each block with its part's end; at most `most` zeros where there are none before `stop`."""
+    now = begin
+    for place, part in parts:
+        end = place + part.shape[1]
+        if min(place, stop) - now > most:
+            raise ValueError(f"nothing for {place - now} samples")
+        while now < min(place, stop):
+            block = np.zeros((len(part), int(min(place - now, stop - now, BLOCK))), np.float32)
+            now += block.shape[1]
+            yield block, end
+        part = part[:, max(0, now - place) :]
+        now += part.shape[1]
+        yield np.nan_to_num(part, posinf=1.0, neginf=-1.0), end
+
+
+class _Resampler:
+    """(C, n) float32 at `rate` -> (C, about n * wanted / rate) piece by piece, by FFmpeg's windowed sinc; sample 0 stays sample
+    0; None gives what is left at the end."""
+
+    def __init__(self, rate: int, wanted: int, channels: int):
+        self.rate, self.channels, self.layout = rate, channels, _layout(channels)
+        same = rate == wanted
+        self.resampler = None if same else AudioResampler(format="flt", layout=self.layout, rate=wanted)
+
+    def __call__(self, sound: np.ndarray | None) -> np.ndarray:
+        nothing = np.zeros((self.channels, 0), np.float32)
+        if self.resampler is None:
+            return nothing if sound is None else sound
+        frame = None
+        if sound is not None:
+            if not sound.shape[1]:
+                return nothing
+            values = np.ascontiguousarray(sound.T).reshape(1, -1)
+            frame = AudioFrame.from_ndarray(values, format="flt", layout=self.layout)
+            frame.sample_rate = self.rate
+        parts = [out.to_ndarray().reshape(-1, self.channels).T for out in self.resampler.resample(frame)]
+        return np.ascontiguousarray(np.concatenate([nothing, *parts], 1))
 
 
 def resample(sound: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """(C, n) float32 at `rate` -> (C, about n * wanted / rate), by FFmpeg's windowed sinc; sample 0 stays sample 0."""
-    if rate == wanted:
-        return sound
-    resampler, parts = AudioResampler(format="flt", layout=_layout(len(sound)), rate=wanted), []
-    frame = AudioFrame.from_ndarray(np.ascontiguousarray(sound.T).reshape(1, -1), format="flt", layout=_layout(len(sound)))
-    frame.sample_rate = rate
-    for out in [*resampler.resample(frame), *resampler.resample(None)]:
-        parts.append(out.to_ndarray().reshape(-1, len(sound)).T)
-    return np.ascontiguousarray(np.concatenate(parts, 1)) if parts else sound[:, :0]
+    """All of (C, n) at once, see `_Resampler`."""
+    resampled = _Resampler(rate, wanted, len(sound))
+    return np.concatenate([resampled(sound), resampled(None)], 1)
 
 
 def _layout(channels: int) -> str:

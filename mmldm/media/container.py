@@ -20,10 +20,11 @@ from mmldm.interfaces import MediaError
 from mmldm.media.files import reading
 from mmldm.media.limits import Limits
 
-__all__ = ["decoded", "end_of", "format_of", "length_of", "opened", "origin", "pick", "streams_of", "too_short"]
+__all__ = ["GAP", "decoded", "end_of", "format_of", "length_of", "opened", "origin", "pick", "streams_of", "too_short"]
 
 DEMUXERS = "mov,matroska,avi,gif,wav,w64,aiff,flac,mp3,ogg,aac,mpegts,mpeg,flv,asf"  # no playlists, no text, no network
 UNDECLARED = ("mp3", "aac")  # their duration is a guess from the bit rate, unless a header says it
+GAP = 3600.0  # seconds without data that are filled while a file is streamed; more is a broken time stamp
 BACK_OFF = (0.25, 2.0, 10.0, 60.0, None)  # seconds before the wanted moment at which decoding begins; None: at the beginning
 
 

@@ -1,9 +1,12 @@
-"""Writing sound and video through PyAV."""
+"""Writing sound and video through PyAV, piece by piece."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
+from math import inf
 from pathlib import Path
 
 import av
@@ -11,36 +14,104 @@ import numpy as np
 import torch
 from av.audio.frame import AudioFrame
 from av.container import OutputContainer
+from av.stream import Stream
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, Interpolation
-from PIL import Image
 from torch import Tensor
 
+from mmldm.interfaces import MediaError
+from mmldm.media.container import opened, origin, pick
 from mmldm.media.files import checked_suffix, replacing, to_tags
+from mmldm.media.gif import gif_writer
+from mmldm.media.limits import Limits
 
-__all__ = ["save_audio", "save_video"]
+__all__ = ["SOUND", "VIDEO", "Write", "audio_writer", "can_carry", "save_audio", "save_video", "video_writer"]
 
 SOUND = {".wav": "pcm_s16le", ".flac": "flac", ".mp3": "libmp3lame", ".opus": "libopus", ".ogg": "libopus", ".oga": "libopus",
          ".m4a": "aac", ".aac": "aac"}  # fmt: skip
 VIDEO = {".mp4": ("libx264", "aac"), ".m4v": ("libx264", "aac"), ".mov": ("libx264", "aac"), ".mkv": ("libx264", "flac"),
          ".webm": ("libvpx-vp9", "libopus"), ".gif": (None, None)}  # fmt: skip
-MUXER = {".m4a": "ipod", ".m4v": "mp4", ".aac": "adts", ".oga": "ogg"}
+MUXER = {".m4a": "ipod", ".m4v": "mp4", ".aac": "adts", ".oga": "ogg", ".mkv": "matroska"}
+MUXING = {**dict.fromkeys((".mp4", ".m4v", ".mov", ".m4a"), {"movflags": "use_metadata_tags+faststart"}),
+          ".wav": {"rf64": "auto"}}  # fmt: skip
 QUALITY = {"libx264": {"crf": "14", "preset": "medium"},
            "libvpx-vp9": {"crf": "18", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "0"}}  # fmt: skip
 BT709 = 1  # FFmpeg's number of the colour matrix, primaries and curve
 CHUNK = 4096  # samples handed to an encoder at once
+ANY = Limits(max_bytes=inf, max_frames=inf, max_seconds=inf)
+
+Write = Callable[[Tensor], None]
+
+
+# ---------------------------------------------------------------- sound
 
 
 def save_audio(x: Tensor, path: str | Path, rate: float, metadata: Mapping[str, str] | None = None) -> Path:
     """Write (C, samples) in [-1, 1]: WAV and FLAC keep 16 bits exactly; MP3, Opus (.opus, .ogg), AAC (.m4a, .aac)."""
-    suffix = checked_suffix(path, tuple(SOUND))
-    samples = _samples(x, rate)
-    with replacing(path) as temporary, _writing(temporary, suffix, metadata) as container:
-        stream = _sound_stream(container, SOUND[suffix], samples, rate)
-        for frame in _sound_frames(samples, stream, rate):
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    with audio_writer(path, rate, metadata) as write:
+        write(x)
     return Path(path)
+
+
+@contextmanager
+def audio_writer(path: str | Path, rate: float, metadata: Mapping[str, str] | None = None) -> Iterator[Write]:
+    """Gives `write(x)` for consecutive sounds (C, samples), which `save_audio` would write at once; above 4 GB a WAV file is
+    an RF64 one."""
+    suffix, track = checked_suffix(path, tuple(SOUND)), None
+    with replacing(path) as temporary, _writing(temporary, suffix, metadata) as container:
+
+        def write(x: Tensor) -> None:
+            nonlocal track
+            samples = _samples(x, rate)
+            track = track or _Track(container, SOUND[suffix], rate, len(samples))
+            track.write(samples)
+
+        yield write
+        if track is None:
+            raise ValueError(f"wanted at least one piece of sound to write to {path}, got none")
+        track.close()
+
+
+class _Track:
+    """A sound in a container, at the nearest rate that the codec has and that loses nothing."""
+
+    def __init__(self, container: OutputContainer, codec: str, rate: float, channels: int):
+        choices = sorted(av.Codec(codec, "w").audio_rates or [int(rate)])
+        chosen = next((r for r in choices if r >= rate), choices[-1])
+        layout = {1: "mono", 2: "stereo"}.get(channels, f"{channels}c")
+        self.container, self.rate, self.channels, self.written = container, round(rate), channels, 0
+        self.stream = container.add_stream(codec, rate=chosen, layout=layout)
+        if codec in ("pcm_s16le", "flac"):
+            self.stream.format = "s16"
+        else:
+            low = codec == "libmp3lame" and chosen < 32000
+            self.stream.bit_rate = 128_000 if channels == 1 or low else 192_000
+
+    def write(self, samples: np.ndarray) -> None:
+        """Append int16 samples (C, n); the encoder resamples and converts them itself."""
+        if len(samples) != self.channels:
+            raise ValueError(f"wanted sound of {self.channels} channels, got {len(samples)}")
+        layout = self.stream.codec_context.layout.name
+        for begin in range(0, samples.shape[1], CHUNK):
+            part = np.ascontiguousarray(samples[:, begin : begin + CHUNK].T).reshape(1, -1)
+            frame = AudioFrame.from_ndarray(part, format="s16", layout=layout)
+            frame.sample_rate, frame.pts, frame.time_base = self.rate, self.written, Fraction(1, self.rate)
+            self.container.mux(self.stream.encode(frame))
+            self.written += samples[:, begin : begin + CHUNK].shape[1]
+
+    def close(self) -> None:
+        """Write what the encoder still holds."""
+        self.container.mux(self.stream.encode(None))
+
+
+def _samples(x: Tensor, rate: float) -> np.ndarray:
+    """(C, n) in [-1, 1] -> int16 (C, n)."""
+    if x.ndim != 2 or not x.shape[1] or not rate or rate <= 0:
+        raise ValueError(f"wanted sound (C, samples) and a rate > 0, got {tuple(x.shape)} at {rate}")
+    return (x.detach().double().cpu().nan_to_num(0.0) * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy()
+
+
+# ---------------------------------------------------------------- video
 
 
 def save_video(
@@ -53,45 +124,133 @@ def save_video(
 ) -> Path:
     """Write (3, T, H, W) in [-1, 1] with its `sound` (C, samples) at `rate`: MP4, MOV (H.264 + AAC), MKV (H.264 + FLAC), WebM
     (VP9 + Opus), GIF (silent). Odd heights and widths are extended by one row or column, as the formats demand."""
-    suffix = checked_suffix(path, tuple(VIDEO))
-    if x.ndim != 4 or x.shape[0] not in (1, 3) or not x.shape[1]:
-        raise ValueError(f"wanted a video (3, T, H, W), got {tuple(x.shape)}")
-    if sound is not None and rate is None:
-        raise ValueError("wanted the rate of the sound in samples per second, got None")
-    levels = (x.detach().float().cpu().nan_to_num(0.0).clamp(-1, 1) * 127.5 + 127.5).round().byte()
-    pictures = levels.expand(3, -1, -1, -1).permute(1, 2, 3, 0).contiguous().numpy()
-    samples = None if sound is None else _samples(sound, rate)
-    with replacing(path) as temporary:
-        if suffix == ".gif":
-            _save_gif(pictures, temporary, fps, metadata)
-        else:
-            _save_container(pictures, temporary, suffix, fps, samples, rate, metadata)
+    with video_writer(path, fps, metadata, sound, rate) as write:
+        write(x)
     return Path(path)
 
 
-def _save_container(pictures, path: Path, suffix: str, fps: float, samples, rate, metadata) -> None:
-    video_codec, sound_codec = VIDEO[suffix]
-    pictures = np.pad(pictures, ((0, 0), (0, pictures.shape[1] % 2), (0, pictures.shape[2] % 2), (0, 0)), mode="edge")
+@contextmanager
+def video_writer(
+    path: str | Path,
+    fps: float,
+    metadata: Mapping[str, str] | None = None,
+    sound: Tensor | str | Path | None = None,
+    rate: float | None = None,
+) -> Iterator[Write]:
+    """Gives `write(x)` for consecutive clips (3, T, H, W), which `save_video` would write at once; a file as `sound` is one
+    whose sound is copied, unchanged, up to the end of the pictures (see `can_carry`)."""
+    suffix, size = checked_suffix(path, tuple(VIDEO)), None
+    if isinstance(sound, Tensor) and rate is None:
+        raise ValueError("wanted the rate of the sound in samples per second, got None")
+    if isinstance(sound, (str, Path)) and not can_carry(path, sound):
+        raise ValueError(f"wanted a file whose sound {suffix} can carry as it is, got {sound}")
+    with replacing(path) as temporary:
+        moving = suffix == ".gif"
+        with gif_writer(temporary, fps, metadata) if moving else _film(temporary, suffix, fps, metadata, sound, rate) as append:
+
+            def write(x: Tensor) -> None:
+                nonlocal size
+                if size not in (None, x.shape[2:]):
+                    raise ValueError(f"wanted pictures of {size[0]} x {size[1]} as before, got {tuple(x.shape)}")
+                append(_pictures(x))
+                size = x.shape[2:]
+
+            yield write
+            if size is None:
+                raise ValueError(f"wanted at least one picture to write to {path}, got none")
+
+
+def can_carry(path: str | Path, source: str | Path) -> bool:
+    """Whether a file of `path`'s format can carry the sound of `source` as it is; False where `source` has none."""
+    suffix = checked_suffix(path, tuple(VIDEO))
+    if suffix == ".gif":
+        return False
+    try:
+        with opened(source, ANY) as given, av.open(io.BytesIO(), "w", format=MUXER.get(suffix, suffix[1:])) as container:
+            container.add_stream_from_template(pick(given, "audio", source, ANY))
+            container.start_encoding()
+    except (MediaError, ValueError, OSError):
+        return False
+    return True
+
+
+def _pictures(x: Tensor) -> np.ndarray:
+    """(3, T, H, W) in [-1, 1] -> uint8 (T, H, W, 3)."""
+    if x.ndim != 4 or x.shape[0] not in (1, 3) or not x.shape[1]:
+        raise ValueError(f"wanted a video (3, T, H, W), got {tuple(x.shape)}")
+    levels = (x.detach().float().cpu().nan_to_num(0.0).clamp(-1, 1) * 127.5 + 127.5).round().byte()
+    return levels.expand(3, -1, -1, -1).permute(1, 2, 3, 0).contiguous().numpy()
+
+
+class _Film:
+    """Pictures in a container, and beside them the sound up to the same moment, so that players can stream."""
+
+    def __init__(self, container: OutputContainer, suffix: str, fps: float, sound, rate: float | None):
+        self.container, self.codec, self.fps = container, VIDEO[suffix][0], fps
+        self.stream, self.count, self.heard = None, 0, inf
+        self.sounds = _sounds(container, VIDEO[suffix][1], sound, rate)
+        self.whole = isinstance(sound, Tensor)
+
+    def write(self, pictures: np.ndarray) -> None:
+        """Append uint8 (T, H, W, 3)."""
+        pictures = np.pad(pictures, ((0, 0), (0, pictures.shape[1] % 2), (0, pictures.shape[2] % 2), (0, 0)), mode="edge")
+        if self.stream is None:
+            self.stream = _video_stream(self.container, self.codec, self.fps, pictures)
+            self.heard = next(self.sounds, inf)
+        for picture in pictures:
+            self._hear(self.count / self.fps)
+            self.container.mux(self.stream.encode(_yuv(picture, self.count, self.stream)))
+            self.count += 1
+
+    def close(self) -> None:
+        """Write the rest of the sound and what the encoder still holds."""
+        self._hear(inf if self.whole else self.count / self.fps - 1e-6)
+        self.sounds.close()
+        if self.stream is not None:
+            self.container.mux(self.stream.encode(None))
+
+    def _hear(self, seconds: float) -> None:
+        while self.heard <= seconds and self.heard < inf:
+            self.heard = next(self.sounds, inf)
+
+
+@contextmanager
+def _film(path: Path, suffix: str, fps: float, metadata, sound, rate) -> Iterator[Callable[[np.ndarray], None]]:
     with _writing(path, suffix, metadata) as container:
-        stream = container.add_stream(video_codec, rate=Fraction(fps).limit_denominator(1001), options=QUALITY[video_codec])
-        stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], "yuv420p"
-        stream.codec_context.thread_count = 1  # the same bytes on every machine
-        context = stream.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = context.color_range = BT709  # range 1: limited
-        audio = None if samples is None else _sound_stream(container, sound_codec, samples, rate)
-        sounds = iter(()) if audio is None else _sound_frames(samples, audio, rate)
-        waiting = next(sounds, None)
-        for index, picture in enumerate(pictures):
-            while waiting is not None and waiting.pts / rate <= index / fps:  # interleaved, so that players can stream
-                container.mux(audio.encode(waiting))
-                waiting = next(sounds, None)
-            container.mux(stream.encode(_yuv(picture, index, stream)))
-        while waiting is not None:
-            container.mux(audio.encode(waiting))
-            waiting = next(sounds, None)
-        container.mux(stream.encode(None))
-        if audio is not None:
-            container.mux(audio.encode(None))
+        film = _Film(container, suffix, fps, sound, rate)
+        yield film.write
+        film.close()
+
+
+def _sounds(container: OutputContainer, codec: str, sound, rate: float | None) -> Iterator[float]:
+    """Gives the time in seconds of what it writes next; adds its stream before the first."""
+    if isinstance(sound, Tensor):
+        samples = _samples(sound, rate)
+        track = _Track(container, codec, rate, len(samples))
+        for begin in range(0, samples.shape[1], CHUNK):
+            yield begin / rate
+            track.write(samples[:, begin : begin + CHUNK])
+        track.close()
+    elif sound is not None:
+        with opened(sound, ANY) as source:
+            given = pick(source, "audio", sound, ANY)
+            zero, stream = round(origin(source) / given.time_base), container.add_stream_from_template(given)
+            for packet in source.demux(given):
+                if packet.dts is None or packet.pts is None:  # the end
+                    continue
+                packet.pts, packet.dts = packet.pts - zero, packet.dts - zero
+                yield float(packet.pts * packet.time_base)
+                packet.stream = stream
+                container.mux(packet)
+
+
+def _video_stream(container: OutputContainer, codec: str, fps: float, pictures: np.ndarray) -> Stream:
+    stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=QUALITY[codec])
+    stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], "yuv420p"
+    context = stream.codec_context
+    context.thread_count = 1  # the same bytes on every machine
+    context.colorspace = context.color_primaries = context.color_trc = context.color_range = BT709  # range 1: limited
+    return stream
 
 
 def _yuv(picture: np.ndarray, index: int, stream) -> VideoFrame:
@@ -103,48 +262,7 @@ def _yuv(picture: np.ndarray, index: int, stream) -> VideoFrame:
     return frame
 
 
-def _save_gif(pictures: np.ndarray, path: Path, fps: float, metadata: Mapping[str, str] | None) -> None:
-    """Times are rounded to GIF's 1/100 s without adding up errors."""
-    marks = np.round(np.arange(len(pictures) + 1) * 100 / fps).astype(int)
-    first, *rest = [Image.fromarray(picture).quantize(255, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures]
-    options = {"comment": to_tags(metadata)["comment"].encode()} if metadata else {}
-    times = [int(d) * 10 for d in np.maximum(np.diff(marks), 1)]
-    first.save(path, format="GIF", save_all=True, append_images=rest, loop=0, disposal=1, duration=times, **options)
-
-
 def _writing(path: Path, suffix: str, metadata: Mapping[str, str] | None) -> OutputContainer:
-    options = {"movflags": "use_metadata_tags+faststart"} if suffix in (".mp4", ".m4v", ".mov", ".m4a") else {}
-    container = av.open(str(path.resolve()), "w", format=MUXER.get(suffix), options=options)
+    container = av.open(str(path.resolve()), "w", format=MUXER.get(suffix), options=MUXING.get(suffix, {}))
     container.metadata.update(to_tags(metadata))
     return container
-
-
-def _samples(x: Tensor, rate: float) -> np.ndarray:
-    """(C, n) in [-1, 1] -> int16 (C, n)."""
-    if x.ndim != 2 or not x.shape[1] or not rate or rate <= 0:
-        raise ValueError(f"wanted sound (C, samples) and a rate > 0, got {tuple(x.shape)} at {rate}")
-    return (x.detach().double().cpu().nan_to_num(0.0) * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy()
-
-
-def _sound_stream(container: OutputContainer, codec: str, samples: np.ndarray, rate: float):
-    """A stream at the nearest rate the codec has that loses nothing."""
-    choices = sorted(av.Codec(codec, "w").audio_rates or [int(rate)])
-    chosen = next((r for r in choices if r >= rate), choices[-1])
-    channels = len(samples)
-    layout = {1: "mono", 2: "stereo"}.get(channels, f"{channels}c")
-    stream = container.add_stream(codec, rate=chosen, layout=layout)
-    if codec in ("pcm_s16le", "flac"):
-        stream.format = "s16"
-    else:
-        stream.bit_rate = (128_000 if channels == 1 else 192_000) if codec != "libmp3lame" or chosen >= 32000 else 128_000
-    return stream
-
-
-def _sound_frames(samples: np.ndarray, stream, rate: float):
-    """Frames of 16 bits at `rate`; the encoder resamples and converts them itself."""
-    layout = stream.codec_context.layout.name
-    for begin in range(0, samples.shape[1], CHUNK):
-        part = np.ascontiguousarray(samples[:, begin : begin + CHUNK].T).reshape(1, -1)
-        frame = AudioFrame.from_ndarray(part, format="s16", layout=layout)
-        frame.sample_rate, frame.pts, frame.time_base = round(rate), begin, Fraction(1, round(rate))
-        yield frame

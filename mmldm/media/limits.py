@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
+from typing import TypeVar
 
-from mmldm.interfaces import MediaError
+from mmldm.interfaces import Media, MediaError
 
-__all__ = ["Limits"]
+__all__ = ["Limits", "unlimited"]
+
+M = TypeVar("M", bound=Media)
 
 
 @dataclass(frozen=True)
 class Limits:
     """The largest file that is read: bytes, pixels of one picture, frames, seconds, samples per second."""
 
-    max_bytes: int = 8 << 30
+    max_bytes: float = 8 << 30
     max_pixels: int = 50_000_000
-    max_frames: int = 2_000_000
+    max_frames: float = 2_000_000
     max_seconds: float = 6 * 3600.0
     max_rate: float = 768_000.0
 
@@ -52,3 +57,12 @@ class Limits:
     def _check(path: str | Path, what: str, value: float | None, most: float) -> None:
         if value is not None and value > most:
             raise MediaError(path, f"has {value:.10g} {what}, the limit is {most:.10g}")
+
+
+def unlimited(media: M) -> M:
+    """The media for files of any length, as they are read piece by piece: without limits of bytes, frames and seconds."""
+    if not isinstance(getattr(media, "limits", None), Limits):
+        return media
+    other = copy.copy(media)
+    object.__setattr__(other, "limits", replace(media.limits, max_bytes=inf, max_frames=inf, max_seconds=inf))
+    return other

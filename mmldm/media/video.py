@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from math import ceil, inf
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,8 @@ from torch import Tensor
 
 from mmldm.interfaces import Clip, Info, Media, MediaError, Preview
 from mmldm.media import encode
-from mmldm.media.container import decoded, end_of, format_of, length_of, opened, pick, too_short
-from mmldm.media.limits import Limits
+from mmldm.media.container import GAP, decoded, end_of, format_of, length_of, opened, pick, too_short
+from mmldm.media.limits import Limits, unlimited
 
 __all__ = ["VideoMedia"]
 
@@ -95,39 +97,65 @@ class VideoMedia(Media):
         with opened(path, self.limits) as container:
             stream = pick(container, "video", path, self.limits)
             self._check(container, stream, path)
-            pictures, end = self._pictures(container, stream, path, start)
-            wanted = start + self.seconds
-            if end < wanted:
-                declared = length_of(container)
-                if too_short(end, min(wanted, declared)) and too_short(end, min(wanted, end_of(container, stream, path))):
-                    raise MediaError(path, f"declares {declared:.2f} s, decodes to {max(end, 0):.2f} s")
-        if end <= start + 1e-6:
-            raise MediaError(path, f"ends at {end:.2f} s, before the wanted start {start:.2f} s")
-        valid = min(self.frames, max(1, int(np.ceil((end - start) * self.fps - 1e-3))))
-        pictures += [pictures[-1]] * (self.frames - len(pictures))
-        x = torch.from_numpy(np.stack(pictures)).permute(3, 0, 1, 2).float() / 127.5 - 1
-        return Clip(x.contiguous(), (valid, self.height, self.width), start)
+            pictures, end = [], 0.0
+            for picture, end in self._pictures(container, stream, path, start):  # noqa: B007
+                pictures.append(picture)
+                if len(pictures) == self.frames:
+                    break
+            self._check_end(container, stream, path, end, start + self.seconds)
+        valid = len(pictures)
+        return Clip(_clip(pictures + pictures[-1:] * (self.frames - valid)), (valid, self.height, self.width), start)
 
-    def _pictures(self, container, stream, path: str | Path, start: float) -> tuple[list[np.ndarray], float]:
-        """The pictures of the window (at least one), and the end in seconds of what was decoded."""
+    def stream(self, path: str | Path, samples: int, start: float = 0.0) -> Iterator[Tensor]:
+        if start < 0 or samples < 1:
+            raise ValueError(f"wanted start >= 0 seconds and samples >= 1, got {start} and {samples}")
+        return unlimited(self)._whole(path, samples, start)
+
+    def _whole(self, path: str | Path, samples: int, start: float) -> Iterator[Tensor]:
+        """Everything from `start` on, `samples` pictures at once."""
+        with opened(path, self.limits) as container:
+            stream = pick(container, "video", path, self.limits)
+            self._check(container, stream, path)
+            pictures, before, held, end = [], None, 0, 0.0
+            for picture, end in self._pictures(container, stream, path, start):  # noqa: B007
+                held, before = held + 1 if picture is before else 0, picture
+                if held > GAP * self.fps:
+                    raise MediaError(path, f"shows one picture for more than {GAP:g} s before {end:.2f} s")
+                pictures.append(picture)
+                if len(pictures) == samples:
+                    yield _clip(pictures)
+                    pictures = []
+            self._check_end(container, stream, path, end)
+            if pictures:
+                yield _clip(pictures)
+
+    def _check_end(self, container, stream, path: str | Path, end: float, wanted: float = inf) -> None:
+        """Raise MediaError where the pictures end before what the header declares of what is wanted."""
+        declared = length_of(container)
+        if too_short(end, min(wanted, declared)) and too_short(end, min(wanted, end_of(container, stream, path))):
+            raise MediaError(path, f"declares {declared:.2f} s, decodes to {max(end, 0):.2f} s")
+
+    def _pictures(self, container, stream, path: str | Path, start: float) -> Iterator[tuple[np.ndarray, float]]:
+        """Picture k is what is shown at start + k / fps, up to the end of the file; with each the end of what was decoded."""
         tick = float(stream.time_base or 0) / 2
-        slack = 1e-6 + min(
-            tick, 0.2 / float(stream.average_rate or self.fps)
-        )  # time stamps are rounded to the container's clock
-        pictures, before, shown, end = [], None, None, 0.0
+        slack = 1e-6 + min(tick, 0.2 / float(stream.average_rate or self.fps))  # stamps are rounded to the container's clock
+        count, before, shown, end = 0, None, None, 0.0
         for time, frame in decoded(container, stream, start):
             if frame.is_corrupt and time >= start:
                 raise MediaError(path, f"has a damaged picture at {time:.2f} s")
-            while before is not None and len(pictures) < self.frames and time > start + len(pictures) / self.fps + slack:
-                shown = self._fitted(before, stream, path) if shown is None else shown
-                pictures.append(shown)
-            before, shown = frame, None
             end = time + _duration(frame, stream)
-            if len(pictures) == self.frames:
-                return pictures, end
+            while before is not None and time > start + count / self.fps + slack:
+                shown = self._fitted(before, stream, path) if shown is None else shown
+                yield shown, end
+                count += 1
+            before, shown = frame, None
         if before is None:
             raise MediaError(path, f"decodes to no picture at {start:.2f} s")
-        return [*pictures, self._fitted(before, stream, path)], end
+        if end <= start + 1e-6:
+            raise MediaError(path, f"ends at {end:.2f} s, before the wanted start {start:.2f} s")
+        shown = self._fitted(before, stream, path)
+        for _ in range(max(1, ceil((end - start) * self.fps - 1e-3)) - count):
+            yield shown, end
 
     def _fitted(self, frame: VideoFrame, stream, path: str | Path) -> np.ndarray:
         """A decoded frame -> (height, width, 3) uint8, upright, covering and cropped."""
@@ -154,6 +182,12 @@ class VideoMedia(Media):
         """Write (3, T, H, W) as MP4, MOV, MKV, WebM or GIF, with its sound (C, samples) in [-1, 1] where given."""
         return encode.save_video(x, path, self.fps, sound, sound_rate, metadata)
 
+    def writer(
+        self, path: str | Path, metadata: Mapping[str, str] | None = None, sound: str | Path | None = None
+    ) -> AbstractContextManager[encode.Write]:
+        """Gives `write(x)`; `sound` is a file whose sound is copied beside the pictures."""
+        return encode.video_writer(path, self.fps, metadata, sound)
+
     def preview(
         self,
         x: Tensor,
@@ -175,6 +209,11 @@ class VideoMedia(Media):
         from mmldm.media import draw
 
         return draw.strip(x)
+
+
+def _clip(pictures: list[np.ndarray]) -> Tensor:
+    """uint8 (H, W, 3) each -> (3, T, H, W) in [-1, 1]."""
+    return (torch.from_numpy(np.stack(pictures)).permute(3, 0, 1, 2).float() / 127.5 - 1).contiguous()
 
 
 def _duration(frame: VideoFrame, stream) -> float:
