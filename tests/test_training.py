@@ -82,21 +82,24 @@ class Endless(lightning.LightningDataModule):
 adamw = functools.partial(torch.optim.AdamW, lr=1e-2)
 
 
-def make_training(kind, size=4):
+def make_training(kind, size=4, accumulate=1, **options):
     if kind == "codec":
         torch.manual_seed(0)
         loss = lambda hat, x: {"l2": (hat - x).square().mean()}  # noqa: E731
-        return CodecTraining(Blocks(), "signal", loss, adamw, schedule=Schedule(2, 0.5), batch_size=size)
+        options = {"clip": 1.0, "accumulate": accumulate, "schedule": Schedule(2, 0.5), "batch_size": size, **options}
+        return CodecTraining(Blocks(), "signal", loss, adamw, **options)
     known = KnownMixture([(0.3, First()), (0.4, KeyCell())])
     return DiffusionTraining(make_model(), LogitNormal(), UnitF(), adamw, known, Schedule(2, 0.5), batch_size=size)
 
 
-def fit(module, data, folder, until, total, accumulate=1):
+def fit(module, data, folder, until, total, accumulate=1, **options):
     ema, resume = EMA(0.1), Resume(folder, every=until)
+    if module.automatic_optimization:
+        options = {"gradient_clip_val": 1.0, "accumulate_grad_batches": accumulate, **options}
     trainer = lightning.Trainer(
         max_steps=total, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[ema, resume, Stop(until)], gradient_clip_val=1.0, use_distributed_sampler=False,
-        accumulate_grad_batches=accumulate, default_root_dir=folder, barebones=False,
+        enable_model_summary=False, callbacks=[ema, resume, Stop(until)], use_distributed_sampler=False,
+        default_root_dir=folder, barebones=False, **options,
     )  # fmt: skip
     latest = resume.latest
     if latest:
@@ -117,11 +120,11 @@ class Stop(lightning.Callback):
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_training_2n_steps_is_training_n_and_resuming(kind, accumulate, tmp_path):
     size = 4 * accumulate
-    whole = make_training(kind, size)
+    whole = make_training(kind, size, accumulate)
     average = fit(whole, Endless(4), tmp_path / "whole", 6, 6, accumulate)
-    first = make_training(kind, size)
+    first = make_training(kind, size, accumulate)
     fit(first, Endless(4), tmp_path / "parts", 3, 6, accumulate)
-    second, data = make_training(kind, size), Endless(4)
+    second, data = make_training(kind, size, accumulate), Endless(4)
     torch.manual_seed(123)  # nothing may depend on it
     resumed = fit(second, data, tmp_path / "parts", 6, 6, accumulate)
     assert data.seen[0] == 3 * size

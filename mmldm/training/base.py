@@ -36,6 +36,7 @@ class Training(LightningModule):
         self.batch_size, self.seed, self.minutes = batch_size, seed, minutes
         self.base_lr: list[float] = []
         self.spent, self._clock = 0.0, None  # seconds of training, before and since the last start
+        self.reached = 0.0  # progress at the beginning of the optimiser step
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.optimizer_of([p for p in self.parameters() if p.requires_grad])
@@ -71,10 +72,12 @@ class Training(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
         progress = self.progress()
+        begins = batch_idx % self.trainer.accumulate_grad_batches == 0
+        self.reached = progress if begins else self.reached
         groups = [group for optimizer in self._optimizers() for group in optimizer.param_groups]
         for group, lr in zip(groups, self.base_lr, strict=True):
             group["lr"] = lr * self.schedule(self.global_step, progress)
-        if self.minutes is not None and progress >= 1.0 and batch_idx % self.trainer.accumulate_grad_batches == 0:
+        if self.minutes is not None and progress >= 1.0 and begins:
             self.trainer.should_stop = True
             return -1
         return None
@@ -130,8 +133,8 @@ def move(value, device: torch.device):
     return value
 
 
-def finite(loss: Tensor, step: int) -> Tensor:
-    """The loss itself; raises ValueError where it is not finite, before any weight is touched."""
-    if not math.isfinite(float(loss.detach())):
-        raise ValueError(f"wanted a finite loss, got {float(loss.detach())} at step {step}; lower optimizer.lr or clip more")
-    return loss
+def finite(value: Tensor, step: int, name: str = "loss") -> Tensor:
+    """The scalar itself; raises ValueError where it is not finite, before any weight is touched."""
+    if not math.isfinite(float(value.detach())):
+        raise ValueError(f"wanted a finite {name}, got {float(value.detach())} at step {step}; lower optimizer.lr or clip more")
+    return value
