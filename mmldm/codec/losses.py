@@ -1,79 +1,14 @@
-"""What a codec is trained for: reconstruction terms on features, and regularisers that shape the latent."""
+"""What a codec is trained for: reconstruction terms on grids of any rank, `term(features_hat, features) -> weighted scalar`."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmldm.interfaces import Posterior
-
-__all__ = ["KL", "L1", "BoundedNoise", "Charbonnier", "Gradient", "Pyramid", "ReconstructionLoss", "Regulariser", "psnr"]
-
-
-# ---------------------------------------------------------------- regularisers
-
-
-class Regulariser(nn.Module, ABC):
-    """How the encoder's output becomes a latent, and what that costs: `forward(posterior)` gives weighted loss terms.
-
-    `heads` is how many numbers the encoder gives per latent channel.
-    """
-
-    heads: int = 1
-
-    @abstractmethod
-    def posterior(self, head: Tensor) -> Posterior:
-        """Encoder output (B, heads·D, *L) -> Posterior of (B, D, *L)."""
-
-    @abstractmethod
-    def forward(self, posterior: Posterior) -> dict[str, Tensor]:
-        """The regulariser's weighted terms, means over cells."""
-
-
-class BoundedNoise(Regulariser):
-    """A latent softly bounded to ±bound with noise of one fixed `std`: no learned variance, no weight to tune.
-
-    `head / sqrt(1 + (head/bound)²)` leaves small values as they are and saturates slowly; the bound fixes the scale that `std`
-    is measured against. At the reconstruction of a KL it loses less to errors of the latent, which a sampler always makes.
-    """
-
-    def __init__(self, std: float = 0.1, bound: float = 3.0):
-        super().__init__()
-        if std < 0 or bound <= 0:
-            raise ValueError(f"wanted std >= 0 and bound > 0, got std {std} and bound {bound}")
-        self.std, self.bound = std, bound
-
-    def posterior(self, head: Tensor) -> Posterior:
-        mean = head * torch.rsqrt(1 + (head / self.bound).square())
-        return Posterior(mean, mean.new_full((), self.std).expand_as(mean) if self.std else None)
-
-    def forward(self, posterior: Posterior) -> dict[str, Tensor]:
-        return {}
-
-
-class KL(Regulariser):
-    """A Gaussian latent with learned std and `weight` times its divergence from N(0, 1), nats per latent number."""
-
-    heads = 2
-
-    def __init__(self, weight: float = 1e-4):
-        super().__init__()
-        self.weight = weight
-
-    def posterior(self, head: Tensor) -> Posterior:
-        mean, log_std = head.chunk(2, 1)
-        return Posterior(mean, torch.exp(log_std.clamp(-12.0, 4.0)))
-
-    def forward(self, posterior: Posterior) -> dict[str, Tensor]:
-        variance = posterior.std.square()
-        return {"kl": self.weight * 0.5 * (posterior.mean.square() + variance - 1 - variance.log()).mean()}
-
-
-# ---------------------------------------------------------------- reconstruction terms
+__all__ = ["L1", "Charbonnier", "Gradient", "Huber", "Pyramid", "ReconstructionLoss", "Wavelet"]
 
 
 class L1(nn.Module):
@@ -96,6 +31,22 @@ class Charbonnier(nn.Module):
 
     def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
         return self.weight * (torch.sqrt((x_hat - x).square() + self.eps**2) - self.eps).mean()
+
+
+class Huber(nn.Module):
+    """weight · mean of the error's square over 2·delta where it is below `delta`, |x_hat - x| - delta/2 elsewhere.
+
+    Huber's function (1964) divided by delta: large errors count as in L1.
+    """
+
+    def __init__(self, weight: float = 1.0, delta: float = 0.1):
+        super().__init__()
+        if delta <= 0:
+            raise ValueError(f"wanted delta > 0, got {delta}")
+        self.weight, self.delta = weight, delta
+
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        return self.weight * F.smooth_l1_loss(x_hat, x, beta=self.delta)
 
 
 class Pyramid(nn.Module):
@@ -129,6 +80,27 @@ class Gradient(nn.Module):
         return self.weight * _mean([slope.abs().mean() for slope in slopes], error)
 
 
+class Wavelet(nn.Module):
+    """weight · mean over subbands of the L1 error of the orthonormal Haar transform along all grid axes, `levels` times.
+
+    2^rank - 1 detail bands per level and the last average (as LTX-Video, arXiv 2501.00103, section 2.1.5, does for clips). An
+    axis of odd length repeats its last sample, one of a single sample is left as it is.
+    """
+
+    def __init__(self, weight: float = 1.0, levels: int = 2):
+        super().__init__()
+        if levels < 1:
+            raise ValueError(f"wanted levels >= 1, got {levels}")
+        self.weight, self.levels = weight, levels
+
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        low, details = x_hat - x, []
+        for _ in range(self.levels):
+            low, *bands = _haar(low)
+            details += bands
+        return self.weight * _mean([band.abs().mean() for band in (*details, low)], low)
+
+
 class ReconstructionLoss(nn.Module):
     """Named terms `term(features_hat, features) -> weighted scalar`; every term is a mean, so weights do not depend on size.
 
@@ -139,7 +111,7 @@ class ReconstructionLoss(nn.Module):
         super().__init__()
         if not terms:
             raise ValueError(
-                "wanted at least one reconstruction term, got none; choose from L1, Charbonnier, Pyramid, Gradient"
+                "wanted at least one term, got none; choose from L1, Charbonnier, Huber, Pyramid, Gradient, Wavelet"
             )
         self.terms = nn.ModuleDict(dict(terms))
 
@@ -152,15 +124,20 @@ class ReconstructionLoss(nn.Module):
             return {name: term(hat.to(wide), features.to(wide)) for name, term in self.terms.items()}
 
 
-def psnr(x_hat: Tensor, x: Tensor, span: float = 2.0) -> Tensor:
-    """Peak signal-to-noise ratio of each item in dB, values clamped to ±span/2 (as a saved file is): (B, C, *S) -> (B,)."""
-    error = (x_hat.clamp(-span / 2, span / 2) - x).flatten(1).square().mean(1)
-    return 10 * torch.log10(span**2 / error.clamp_min(1e-10))
-
-
 def _planes(x: Tensor) -> Tensor:
     """(B, C, *S) -> (B', 1, rows, columns); a grid of rank 1 is one column."""
     return x.reshape(-1, 1, *((x.shape[-2:]) if x.ndim > 3 else (x.shape[-1], 1)))
+
+
+def _haar(x: Tensor) -> list[Tensor]:
+    """The bands of one Haar step along every grid axis that has two samples or more, the average first."""
+    bands = [x]
+    for dim in (d for d in range(2, x.ndim) if x.shape[d] > 1):
+        if x.shape[dim] % 2:
+            bands = [torch.cat([band, band.narrow(dim, -1, 1)], dim) for band in bands]
+        pairs = [band.unflatten(dim, (-1, 2)).unbind(dim + 1) for band in bands]
+        bands = [(a + b) * 2**-0.5 for a, b in pairs] + [(a - b) * 2**-0.5 for a, b in pairs]
+    return bands
 
 
 def _pairs(scales: Sequence[int | Sequence[int]]) -> tuple[tuple[int, int], ...]:

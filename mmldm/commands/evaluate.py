@@ -6,10 +6,13 @@ import sys
 
 USAGE = """usage: mmldm evaluate MODEL data.path=DIR [out=DIR] [key=value …] [--trust CLASS]
 
-A codec: reconstruction metrics. A diffusion model: loss by noise level and, on the built-in data, how much of each prompt is
-in the sample, for combinations seen in training and held out. Writes report.json and index.html.
+A codec: reconstruction metrics, by frame position for clips, what its latents are like, and the Fréchet distance between
+originals and reconstructions. A diffusion model: loss by noise level and, on the built-in data, how much of each prompt is in
+the sample, for combinations seen in training and held out. Writes report.json and index.html.
 
   mmldm evaluate runs/codec data.path=DIR
+  mmldm evaluate runs/codec data.path=DIR embedder=inception embedder.weights=FILE   (or learned, clap, none)
+  mmldm evaluate runs/codec data.path=DIR lpips=[vgg16.pth,vgg.pth]
   mmldm evaluate runs/image data=world data.kind=image samples=128
 """
 
@@ -35,9 +38,17 @@ def main(argv: list[str]) -> int:
         if isinstance(numbers, dict):
             console.print(section, style="bold")
             for name, value in numbers.items():
-                console.print(f"  {name:<32} {value:.4g}" if isinstance(value, float) else f"  {name:<32} {value}")
+                console.print(f"  {name:<32} {shown(value)}", soft_wrap=True, highlight=False)
     print(f"{out / 'report.json'}  {out / 'index.html'}")
     return 0
+
+
+def shown(value: object) -> str:
+    """A number of the report in four digits, a list of them by its first and last ones."""
+    if isinstance(value, list):
+        words = [shown(v) for v in value]
+        return " ".join(words if len(words) <= 12 else [*words[:6], "…", *words[-5:]])
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch.utils.data import DataLoader
 
-from mmldm import store, trained
+from mmldm import store
+from mmldm.commands.fidelity import fidelity
 from mmldm.commands.progress import progress
-from mmldm.commands.sources import build_source, checked
-from mmldm.data import MediaDataset, Order, Source
+from mmldm.commands.sources import batches, sized_source
+from mmldm.data import Source
 from mmldm.data.world import VOCABULARY, World
 from mmldm.diffusion.times import LogitNormal
 from mmldm.diffusion.weighting import UnitF
-from mmldm.evaluation import Probes, log_spectral_distance, mean_absolute_error, psnr, ssim
+from mmldm.evaluation import Probes
 from mmldm.interfaces import Media
 from mmldm.media import MediaLogger, Page
 from mmldm.model import Model
@@ -26,7 +26,7 @@ from mmldm.pipeline import Known, Pipeline, Sample
 from mmldm.training.base import move
 from mmldm.training.diffusion import QUANTILES, DiffusionTraining
 
-__all__ = ["adherence", "agreement", "evaluate", "losses", "reconstruction", "translation"]
+__all__ = ["adherence", "agreement", "evaluate", "losses", "translation"]
 
 
 def evaluate(path: str | Path, cfg: DictConfig, trust: tuple[str, ...] = ()) -> tuple[dict[str, Any], Path]:
@@ -37,93 +37,41 @@ def evaluate(path: str | Path, cfg: DictConfig, trust: tuple[str, ...] = ()) -> 
     page = Page(out)
     told = cfg.data.get("path") or (f"world/{cfg.data.kind}" if "kind" in cfg.data else "its own source")
     report: dict[str, Any] = {"model": str(path), "data": str(told)}
-    if stored.spec["kind"] == "codec":
-        report["reconstruction"] = reconstruction(stored, cfg, page, trust)
-    else:
-        pipeline = Pipeline.load(path, trust)
-        medias = pipeline.medias(cfg.data.seconds, cfg.data.size)
-        source = sized_source(cfg, medias)
-        report["loss"] = losses(pipeline.model, source, medias, cfg.count, cfg.batch_size)
-        if isinstance(source, World):
-            sampled = {"steps": cfg.steps, "guidance": cfg.guidance, "seed": cfg.seed, "batch_size": cfg.batch_size}
-            for split in ("train", "heldout"):
-                scores, samples = adherence(pipeline, source.kind, cfg.samples, split, **sampled)
-                report[f"adherence.{'seen' if split == 'train' else split}"] = scores
-                show(page, f"samples, {split}", samples[:16])
-            sampled.pop("batch_size")
-            for stream in medias if len(medias) > 1 else ():
-                scores, samples = translation(pipeline, source.kind, stream, cfg.samples, **sampled)
-                report[f"made for {stream}"] = scores
-                show(page, f"samples made for {stream}", samples[:16])
-                rest = {"absent": [stream], "batch_size": cfg.batch_size, **sampled}
-                report[f"without {stream}"], _ = adherence(pipeline, source.kind, cfg.samples, "heldout", **rest)
-    for section, numbers in report.items():
-        if isinstance(numbers, dict):
-            page.table(section, [[name, f"{value:.4g}"] for name, value in numbers.items()], ["", section])
+    report |= fidelity(stored, cfg, page, trust) if stored.spec["kind"] == "codec" else generation(path, cfg, page, trust)
     page.write()
     (out / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
     return report, out
+
+
+def generation(path: str | Path, cfg: DictConfig, page: Page, trust: tuple[str, ...] = ()) -> dict[str, dict[str, float]]:
+    """Measure a diffusion model: its loss by level and, on the built-in world, what its samples show; the report's sections."""
+    report: dict[str, dict[str, float]] = {}
+    pipeline = Pipeline.load(path, trust, vocoder=cfg.vocoder)
+    medias = pipeline.medias(cfg.data.seconds, cfg.data.size)
+    source = sized_source(cfg, medias)
+    report["loss"] = losses(pipeline.model, source, medias, cfg.count, cfg.batch_size)
+    if isinstance(source, World):
+        sampled = {"steps": cfg.steps, "guidance": cfg.guidance, "seed": cfg.seed, "batch_size": cfg.batch_size}
+        for split in ("train", "heldout"):
+            scores, samples = adherence(pipeline, source.kind, cfg.samples, split, **sampled)
+            report[f"adherence.{'seen' if split == 'train' else split}"] = scores
+            show(page, f"samples, {split}", samples[:16])
+        sampled.pop("batch_size")
+        for stream in medias if len(medias) > 1 else ():
+            scores, samples = translation(pipeline, source.kind, stream, cfg.samples, **sampled)
+            report[f"made for {stream}"] = scores
+            show(page, f"samples made for {stream}", samples[:16])
+            rest = {"absent": [stream], "batch_size": cfg.batch_size, **sampled}
+            report[f"without {stream}"], _ = adherence(pipeline, source.kind, cfg.samples, "heldout", **rest)
+    for section, numbers in report.items():
+        page.table(section, [[name, f"{value:.4g}"] for name, value in numbers.items()], ["", section])
+    return report
 
 
 def run_of(path: str | Path) -> Path:
     """The run folder of a trained model, given as the run or as its model folder."""
     path = Path(path)
     return path.absolute().parent if path.absolute().name == "model" and (path / "manifest.json").is_file() else path
-
-
-def sized_source(cfg: DictConfig, medias: Mapping[str, Media]) -> Source:
-    """The checked source of cfg.data."""
-    return checked(build_source(cfg.data, medias), cfg.data.max_bad_fraction, progress=False)
-
-
-def batches(source: Source, medias: Mapping[str, Media], readers: Mapping, items: int, size: int) -> DataLoader:
-    """The first clips of the first `items` items, in order."""
-    dataset = MediaDataset(source, medias, readers, crop="first", order=Order(len(source), None))
-    wanted = torch.utils.data.Subset(dataset, range(min(items, len(source))))
-    return DataLoader(wanted, size, collate_fn=dataset.collate)
-
-
-# ---------------------------------------------------------------- codecs
-
-
-def reconstruction(
-    stored: store.StoredModel, cfg: DictConfig, page: Page, trust: tuple[str, ...] = (), section: str = "reconstructions"
-) -> dict[str, float]:
-    """Mean reconstruction metrics over the data, by what the media is: pictures, sounds or anything else."""
-    ((stream, part),) = trained.load_codecs(stored, trust).items()
-    codec = part.codec.to("cuda" if torch.cuda.is_available() else "cpu")
-    device = next(codec.parameters(), torch.empty(0)).device
-    codec.media = media = trained.sized(codec.media, cfg.data.seconds, cfg.data.size)
-    source, sums, count = sized_source(cfg, {stream: media}), {}, 0
-    with torch.no_grad(), progress("reconstructing") as tell:
-        for batch in batches(source, {stream: media}, {}, cfg.count, cfg.batch_size):
-            x = batch.media[stream].to(device)
-            y = codec.decode(codec.encode(x).mean, x.shape[1:])
-            if not count:
-                pairs = [tensor for pair in zip(x[:8], y[:8], strict=True) for tensor in pair]
-                MediaLogger(page).media(
-                    section, 0, media, torch.stack(pairs).float().cpu(), ["original", "reconstruction"] * (len(pairs) // 2)
-                )
-            for name, metric in metrics_of(media, codec).items():
-                sums[name] = sums.get(name, 0.0) + float(metric(y.float(), x).sum())
-            count += len(x)
-            tell(count, min(cfg.count, len(source)))
-    return {name: value / count for name, value in sums.items()}
-
-
-def metrics_of(media: Media, codec) -> dict[str, Callable]:
-    """The metrics that mean something for a media: by its channels and axes, not by its name."""
-    grid = len(media.shape) - 1
-    if grid >= 2 and media.shape[0] == 3:
-        return {"psnr": psnr, "ssim": ssim, "l1": mean_absolute_error}
-    metrics = {"l1": mean_absolute_error}
-    if media.time_axis == 0 and media.rate and media.rate >= 8000:
-        metrics["log_spectral_distance"] = log_spectral_distance
-        metrics["feature_l1"] = lambda y, x: mean_absolute_error(codec.front(y), codec.front(x))
-    return metrics
-
-
-# ---------------------------------------------------------------- diffusion models
 
 
 @torch.no_grad()

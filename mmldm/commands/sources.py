@@ -7,13 +7,15 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
+from torch.utils.data import DataLoader, Subset
 
 from mmldm import config
-from mmldm.data import DataModule, FileSource, Source
+from mmldm.data import DataModule, FileSource, MediaDataset, Order, Source
 from mmldm.interfaces import Codec, Media
 
-__all__ = ["build_data", "build_source", "fingerprint"]
+__all__ = ["batches", "build_data", "build_source", "checked", "fingerprint", "sized_source"]
 
 
 def build_source(data: DictConfig, medias: Mapping[str, Media]) -> Source | None:
@@ -50,15 +52,27 @@ def checked(source: Source, max_bad_fraction: float = 0.01, progress: bool = Tru
     return source.checked(max_bad_fraction, progress=progress) if isinstance(source, FileSource) else source
 
 
+def sized_source(cfg: DictConfig, medias: Mapping[str, Media]) -> Source:
+    """The checked source of cfg.data."""
+    return checked(build_source(cfg.data, medias), cfg.data.max_bad_fraction, progress=False)
+
+
+def batches(source: Source, medias: Mapping[str, Media], readers: Mapping, items: int, size: int) -> DataLoader:
+    """The first clips of the first `items` items, in order."""
+    dataset = MediaDataset(source, medias, readers, crop="first", order=Order(len(source), None))
+    wanted = Subset(dataset, range(min(items, len(source))))
+    return DataLoader(wanted, size, collate_fn=dataset.collate)
+
+
 def fingerprint(codecs: Mapping[str, Codec]) -> dict[str, Any]:
     """What cached latents depend on besides the files: the weights of each codec and the media it is given."""
     return {stream: {"codec": digest(codec), "media": repr(codec.media)} for stream, codec in codecs.items()}
 
 
 def digest(codec: Codec) -> str:
-    """sha256 over a codec's class and tensors."""
+    """sha256 over a codec's class and tensors, its vocoder's left out: no latent depends on them."""
     total = hashlib.sha256(type(codec).__qualname__.encode())
-    for name, tensor in sorted(codec.state_dict().items()):
+    for name, tensor in sorted((k, t) for k, t in codec.state_dict().items() if not k.startswith("vocoder.")):
         total.update(name.encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(-1).numpy().tobytes())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-__all__ = ["log_spectral_distance", "mean_absolute_error", "psnr", "ssim", "stft_distance"]
+from mmldm.codec.spectral_losses import magnitudes, stft_distance
+
+__all__ = [
+    "by_frame", "flicker", "log_spectral_distance", "mean_absolute_error", "motion_energy", "psnr", "si_sdr", "ssim",
+    "stft_distance",
+]  # fmt: skip
 
 
 def _same(x: Tensor, y: Tensor, least: int) -> None:
@@ -23,6 +27,9 @@ def mean_absolute_error(x: Tensor, y: Tensor) -> Tensor:
     """Mean absolute difference of (B, …): (B,)."""
     _same(x, y, 2)
     return (x.float() - y.float()).abs().flatten(1).mean(1)
+
+
+# ---------------------------------------------------------------- pictures
 
 
 def psnr(x: Tensor, y: Tensor, peak: float = 2.0) -> Tensor:
@@ -57,12 +64,7 @@ def ssim(x: Tensor, y: Tensor, peak: float = 2.0, window: int = 11, sigma: float
     return similarity.reshape(len(x), -1).mean(1)
 
 
-def _magnitudes(x: Tensor, n_fft: int) -> Tensor:
-    """(B, C, T) -> (B * C, bins, frames)."""
-    flat = x.float().reshape(-1, x.shape[-1])
-    flat = torch.nn.functional.pad(flat, (0, max(0, n_fft - flat.shape[-1])))
-    window = torch.hann_window(n_fft, device=x.device)
-    return torch.stft(flat, n_fft, n_fft // 4, window=window, center=True, pad_mode="constant", return_complex=True).abs()
+# ---------------------------------------------------------------- waveforms
 
 
 def log_spectral_distance(x: Tensor, y: Tensor, n_fft: int = 1024, floor: float = 1e-4) -> Tensor:
@@ -73,20 +75,50 @@ def log_spectral_distance(x: Tensor, y: Tensor, n_fft: int = 1024, floor: float 
     """
     _same(x, y, 3)
     least = floor * n_fft / 4
-    a, b = (20 * torch.log10(_magnitudes(z, n_fft).clamp_min(least)) for z in (x, y))
-    return (a - b).square().mean(1).sqrt().reshape(len(x), -1).mean(1)
+    a, b = (20 * torch.log10(magnitudes(z.float(), n_fft).clamp_min(least)) for z in (x, y))
+    return (a - b).square().mean(2).sqrt().flatten(1).mean(1)
 
 
-def stft_distance(x: Tensor, y: Tensor, sizes: Sequence[int] = (256, 512, 1024, 2048)) -> Tensor:
-    """Multi-resolution STFT distance of waveforms (B, C, T): spectral convergence plus L1 of log magnitudes, y true: (B,).
+def si_sdr(x: Tensor, y: Tensor, most: float = 100.0) -> Tensor:
+    """Scale-invariant signal-to-distortion ratio in dB of waveforms (B, C, T), y true, mean over channels: (B,).
 
-    Mean over the window sizes (Yamamoto et al., 2020, Parallel WaveGAN, eq. 3-5); blind to phase.
+    Le Roux et al., 2019 (arXiv 1811.02508, eq. 5), within ±`most`; means are left in. Silence for silence gives `most`.
     """
     _same(x, y, 3)
-    total = torch.zeros(len(x), device=x.device)
-    for n_fft in sizes:
-        a, b = (_magnitudes(z, n_fft).reshape(len(x), -1) for z in (x, y))
-        least = 1e-5 * n_fft / 4
-        convergence = (a - b).norm(dim=1) / b.norm(dim=1).clamp_min(least * math.sqrt(b.shape[1]))
-        total = total + convergence + (a.clamp_min(least).log() - b.clamp_min(least).log()).abs().mean(1)
-    return total / len(sizes)
+    x, y = x.double(), y.double()
+    target = (x * y).sum(-1, keepdim=True) / y.square().sum(-1, keepdim=True).clamp_min(1e-12) * y
+    floor = 10 ** (-most / 10)
+    signal, noise = target.square().sum(-1), (x - target).square().sum(-1)
+    silent = (x.square().sum(-1) < 1e-12) & (y.square().sum(-1) < 1e-12)
+    ratio = torch.where(silent, noise.new_tensor(1 / floor), signal / noise.clamp_min(1e-30))
+    return (10 * torch.log10(ratio.clamp(floor, 1 / floor))).mean(1).float()
+
+
+# ---------------------------------------------------------------- clips
+
+
+def by_frame(metric: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """`metric` of each frame position of clips (B, C, T, H, W): (B, T)."""
+    _same(x, y, 5)
+    frames = [z.transpose(1, 2).flatten(0, 1) for z in (x, y)]
+    return metric(*frames).reshape(len(x), x.shape[2])
+
+
+def flicker(x: Tensor, y: Tensor) -> Tensor:
+    """Mean absolute error of the differences between neighbouring frames of (B, C, T, …), y true; 0 for one frame: (B,)."""
+    _same(x, y, 3)
+    if x.shape[2] < 2:
+        return x.new_zeros(len(x), dtype=torch.float32)
+    return mean_absolute_error(x.float().diff(dim=2), y.float().diff(dim=2))
+
+
+def motion_energy(x: Tensor, y: Tensor, floor: float = 1e-4) -> Tensor:
+    """Energy of the differences between neighbouring frames of (B, C, T, …) over that of y, in dB: (B,).
+
+    Below 0 where motion is smeared, above where there is flicker; `floor`, a mean square that is hardly seen, is added to both.
+    """
+    _same(x, y, 3)
+    if x.shape[2] < 2:
+        return x.new_zeros(len(x), dtype=torch.float32)
+    moved, wanted = (z.float().diff(dim=2).square().flatten(1).mean(1) + floor for z in (x, y))
+    return 10 * torch.log10(moved / wanted)
