@@ -45,7 +45,8 @@ class LogMel(nn.Module):
         self.register_buffer("bank", slaney_bank(rate, n_fft, bins, self.f_min, self.f_max), persistent=False)
 
     def extra_repr(self) -> str:
-        return f"rate={self.rate}, n_fft={self.n_fft}, hop={self.hop}, bins={self.bins}, f={self.f_min:g}..{self.f_max:g} Hz"
+        spans = f"f={self.f_min:g}..{self.f_max:g} Hz, ln={self.low:g}..{self.high:g}"
+        return f"rate={self.rate}, n_fft={self.n_fft}, hop={self.hop}, bins={self.bins}, {spans}"
 
     def digest(self) -> str:
         """A hash of every number that defines the features: equal digests are interchangeable."""
