@@ -27,6 +27,14 @@ class Whitening(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
 
+    @classmethod
+    def of(cls, codec: Codec) -> Whitening:
+        """The whitening that a codec brings, else the identity."""
+        whitening = cls(codec.latent_channels)
+        if codec.whitening is not None:
+            whitening.load_state_dict(dict(zip(("mean", "std"), codec.whitening, strict=True)))
+        return whitening
+
     @torch.no_grad()
     def fit(self, posteriors: Iterable[Posterior]) -> None:
         """Moments over every cell of the posteriors (their own variance included), summed in float64."""
@@ -78,7 +86,7 @@ class Model(nn.Module):
             got = ", ".join(f"{s}: {shifts[s]}" for s in odd)
             raise ValueError(f"wanted a shift for each stream of the model, got {got}; choose from {', '.join(codecs)}")
         self.codecs = nn.ModuleDict(codecs)
-        self.whitenings = nn.ModuleDict(whitenings or {s: Whitening(c.latent_channels) for s, c in codecs.items()})
+        self.whitenings = nn.ModuleDict(whitenings or {s: Whitening.of(c) for s, c in codecs.items()})
         for frozen in (self.codecs, self.whitenings):
             frozen.requires_grad_(False).eval()
         self.conditions, self.denoiser = conditions, denoiser
