@@ -35,7 +35,7 @@ $(VENV)/.installed: pyproject.toml | $(RUN)
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(RUN)
-	$(RUN) -m pip install --quiet -e ".[dev,text,peers]"
+	$(RUN) -m pip install --quiet -e ".[dev,text,pretrained]"
 	touch $(VENV)/.installed $@
 
 $(RUN):

@@ -72,14 +72,16 @@ class Pipeline:
         dtype: torch.dtype | None = None,
         compile: bool = False,
         reuse: int | None = None,
+        vocoder: str | Path | None = None,
     ) -> Pipeline:
         """Load a run or model folder; `trust` names classes from outside mmldm that it may use, exactly.
 
+        `vocoder` is the folder of a trained one, used instead of the model's own.
         The denoiser may have weights of another `dtype` (bfloat16), be compiled, and recompute its middle blocks at every
         `reuse`-th call only.
         """
         stored = store.load_model(path)
-        model = load_diffusion(stored, trust)
+        model = load_diffusion(stored, trust, vocoder)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         hasten(model.to(device).denoiser, dtype, compile, reuse)
         return cls(model, stored.spec, stored.facts, trust)

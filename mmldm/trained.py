@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mmldm import config, store
+from mmldm.codec.vocoder import Vocoder
 from mmldm.interfaces import Codec, Media
 from mmldm.model import Model, Whitening
 
@@ -23,6 +24,8 @@ __all__ = [
     "share_seconds",
     "shared_seconds",
     "sized",
+    "with_vocoder",
+    "with_vocoders",
 ]
 
 Clip = dict[str, Any]  # {"seconds": …, "size": (height, width)}: what differs from the media of the codec's own yaml
@@ -117,14 +120,49 @@ def _load_codec(stream: str, spec: Mapping, clip: Clip, stored: store.StoredMode
     return TrainedCodec(codec.eval().requires_grad_(False), whitening, spec, clip)
 
 
-def load_diffusion(stored: store.StoredModel, trust: Sequence[str] = ()) -> Model:
-    """The model of a stored diffusion model, on the CPU, ready to sample; raises ValueError for a codec's folder."""
+def load_diffusion(stored: store.StoredModel, trust: Sequence[str] = (), vocoder: str | Path | None = None) -> Model:
+    """The model of a stored diffusion model, on the CPU, ready to sample, its `vocoder` from another folder where given.
+
+    Raises ValueError for a codec's folder.
+    """
     if stored.spec.get("kind") != "diffusion":
         raise ValueError(f"wanted a diffusion model, got a {stored.spec.get('kind')}; choose the run of a diffusion training")
-    loaded = load_codecs(stored, trust)
+    loaded = with_vocoders(load_codecs(stored, trust), vocoder, trust)
     codecs, whitenings = {s: c.codec for s, c in loaded.items()}, {s: c.whitening for s, c in loaded.items()}
     model = build_model(stored.spec, codecs, whitenings, trust)
     model.denoiser.load_state_dict(stored.parts["denoiser"])
     if "conditions" in stored.parts:
         model.conditions.load_state_dict(stored.parts["conditions"])
     return model.eval().requires_grad_(False)
+
+
+# ---------------------------------------------------------------- another vocoder
+
+
+def with_vocoders(
+    parts: Mapping[str, TrainedCodec], folder: str | Path | None, trust: Sequence[str] = ()
+) -> dict[str, TrainedCodec]:
+    """The codecs of streams, those with a vocoder given the trained one of `folder`; None changes nothing.
+
+    Raises ValueError where no codec has one.
+    """
+    voiced = [s for s, part in parts.items() if isinstance(getattr(part.codec, "vocoder", None), Vocoder)]
+    if folder is not None and not voiced:
+        raise ValueError(f"wanted a codec with a vocoder for the one of {folder}, got {', '.join(parts)} without one")
+    return {s: with_vocoder(p, folder, trust) if folder is not None and s in voiced else p for s, p in parts.items()}
+
+
+def with_vocoder(part: TrainedCodec, folder: str | Path, trust: Sequence[str] = ()) -> TrainedCodec:
+    """The codec with the trained vocoder of a model's folder in place of its own, frozen.
+
+    Raises ValueError where the folder holds no vocoder, or one of another mel front end.
+    """
+    found = [p for p in load_codecs(store.load_model(folder), trust).values() if p.spec.get("vocoder")]
+    if len(found) != 1:
+        raise ValueError(f"wanted a trained vocoder in {folder} (mmldm train experiment=audio_vocoder), got {len(found)}")
+    vocoder, spec = found[0].codec.vocoder, {**part.spec, "vocoder": found[0].spec["vocoder"]}
+    codec = config.build(spec)
+    codec.media = part.codec.media
+    kept = {name: tensor for name, tensor in part.codec.state_dict().items() if not name.startswith("vocoder.")}
+    codec.load_state_dict(kept | {f"vocoder.{name}": tensor for name, tensor in vocoder.state_dict().items()})
+    return TrainedCodec(codec.eval().requires_grad_(False), part.whitening, spec, part.clip)

@@ -16,13 +16,15 @@ TOOLS = {p.relative_to(ROOT).as_posix(): p.read_text(encoding="utf-8") for p in 
 
 # ---------------------------------------------------------------- who may import whom
 
-GROUND = {"interfaces", "keyed", "records"}
+GROUND = {"interfaces", "keyed", "piecewise", "records", "windows"}
 MATHS = {"diffusion", "nn", "media"}
 BODIES = {"codec", "conditioner", "denoiser"}
 USERS = {"data", "training", "evaluation"}
 TOP = {"config", "asked", "given", "held", "paste", "pipeline", "settings", "store", "targets", "trained"}
 LAYERS = {
-    "interfaces": {"records"},
+    "interfaces": {"piecewise", "records"},
+    "piecewise": {"records", "windows"},
+    "windows": {"records"},
     "keyed": set(),
     "records": set(),
     **{name: GROUND for name in MATHS},

@@ -132,7 +132,7 @@ def test_make_demo_installs_once_and_runs(make):
 
 
 def test_make_test_installs_what_tests_need_and_lints(make):
-    assert make("test")[1] == ["-m venv .venv", "-m pip install --quiet -e .[dev,text,peers]", *CHECKS]
+    assert make("test")[1] == ["-m venv .venv", "-m pip install --quiet -e .[dev,text,pretrained]", *CHECKS]
     assert make("test")[1] == CHECKS
     assert make("demo")[1] == [DEMO]
 

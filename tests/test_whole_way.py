@@ -24,7 +24,6 @@ QUICK = [
     "data.batch_size=4",
     "whitening_batches=2",
 ]
-BODY = ["width=16", "blocks=1"]
 TINY = ["denoiser.width=32", "denoiser.depth=1", "denoiser.heads=2"]
 BAD = ["data.max_bad_fraction=0.5"]
 
@@ -32,12 +31,19 @@ BAD = ["data.max_bad_fraction=0.5"]
 def small(words: list[str]) -> list[str]:
     """A training command made small enough for a test."""
     experiment = next((w.partition("=")[2] for w in words if w.startswith("experiment=")), "")
-    modality, _, kind = experiment.partition("_")
+    stream, _, kind = experiment.replace("waveform", "audio").partition("_")
     extra = [*QUICK, *BAD]
-    if kind == "codec":
-        extra += [f"codec.{modality}.{item}" for item in BODY]
-        extra += ["data.seconds=1.0"] if modality == "audio" else ["data.size=[32,32]"]
-        extra += ["data.seconds=1.125"] if modality == "video" else []
+    if kind in ("codec", "vocoder"):
+        extra += ["data.seconds=1.0"] if stream == "audio" else ["data.size=[32,32]"]
+        extra += ["data.seconds=1.125"] if stream == "video" else []
+    if kind == "codec" and not any(w.startswith(f"codec.{stream}=") for w in words):
+        extra += [f"codec.{stream}.width={4 if 'waveform' in experiment else 16}"]
+        extra += [] if "waveform" in experiment else [f"codec.{stream}.blocks=1"]
+    if kind == "vocoder":
+        extra += ["adversary.discriminators.periods.width=1", "adversary.discriminators.resolutions.width=2"]
+        extra += [] if any(w.startswith("vocoder=") for w in words) else ["codec.audio.vocoder.width=16"]
+    if "adversary=patch" in words:
+        extra += ["adversary.discriminators.patch.width=4"]
     elif kind == "diffusion" or "codec=eeg" in words and "task=codec" not in words:
         extra += [*TINY, *(["data.validation=2"] if "eeg" not in str(words) else [])]
     return words + [e for e in extra if not any(w.startswith(e.partition("=")[0] + "=") for w in words if "max_steps" not in w)]
@@ -131,6 +137,19 @@ def test_evaluation_gives_numbers(house, monkeypatch, run, folder, section, extr
 def test_the_card_of_a_codec_tells_the_next_command(house):
     text = (house / "runs" / "codec" / "model" / "README.md").read_text()
     assert "mmldm train experiment=image_diffusion codec.image=runs/codec data.path=DIR" in text
+
+
+def test_the_readmes_codec_commands(house, monkeypatch):
+    monkeypatch.chdir(house)
+    Path("film.mp4").write_bytes(sorted(Path("clips").glob("*.mp4"))[1].read_bytes())
+    for line in commands("Codecs"):
+        mmldm(line)
+    assert len(list(Path("spoken").glob("*.wav"))) == 1
+    told = json.loads(Path("runs/sharper/evaluation/report.json").read_text())
+    assert np.isfinite(told["reconstruction"]["psnr"]) and told["frechet"]["embedder"]
+    assert VideoMedia(4, 8.0, 32, 32).probe("film-back.mp4").seconds > 0
+    kinds = json.loads(Path("runs/vocoder-fitted/model/manifest.json").read_text())
+    assert kinds["files"]
 
 
 def test_the_readmes_generation_commands(house, monkeypatch):

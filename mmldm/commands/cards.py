@@ -9,6 +9,7 @@ import lightning
 import torch
 
 from mmldm import config, pipeline
+from mmldm.codec import MelCodec
 from mmldm.commands.job import Job
 from mmldm.training import CodecTraining
 from mmldm.training.watch import Shown
@@ -94,8 +95,10 @@ def card(job: Job, facts: dict[str, Any]) -> str:
 
 
 def training_with(job: Job) -> str:
-    """The command that trains a diffusion model on the latents of this run's codec."""
+    """The command that trains a diffusion model on the latents of this run's codec, or lets one use this run's vocoder."""
     ((stream, codec),) = ((stream, job.module.codec) for stream in job.medias)
+    if isinstance(codec, MelCodec):
+        return f'mmldm generate MODEL "a prompt" --vocoder {job.run}'
     name = f"{stream}_diffusion"
     known = (config.CONF_DIR / "experiment" / f"{name}.yaml").is_file()
     chosen = f"experiment={name} codec.{stream}={job.run}" if known else f"+codec.{stream}={job.run}"

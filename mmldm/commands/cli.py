@@ -16,7 +16,9 @@ COMMANDS = {
     "train": "train a codec or a diffusion model: mmldm train experiment=NAME data.path=DIR",
     "encode": "cache the latents of a data set",
     "generate": "make media from prompts: mmldm generate MODEL 'a red circle'",
+    "reconstruct": "send files of any length through a codec and back: mmldm reconstruct MODEL FILE --out FILE",
     "evaluate": "measure a trained model",
+    "codec": "test a codec of your own, import other people's: mmldm codec test my_lab.MyCodec",
     "ema": "a trained run's weights averaged over another width: mmldm ema RUN --std 0.12",
     "demo": "train and generate images, audio and video on the built-in data, and write a page",
 }

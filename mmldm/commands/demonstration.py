@@ -16,6 +16,7 @@ from rich.console import Console
 from mmldm import config, store
 from mmldm.commands import measuring
 from mmldm.commands.encode import encode
+from mmldm.commands.fidelity import fidelity
 from mmldm.commands.outputs import write_samples
 from mmldm.commands.training import train
 from mmldm.media import Page
@@ -104,10 +105,9 @@ def one(modality: str, folder: Path, clock: Clock, page: Page, report: dict[str,
     train(compose(f"world_{modality}_codec", codec, clock.next(), seed))
     cfg = config.compose(["data=world", f"data.kind={modality}", quoted("out", cache), "batch_size=128"], "encode")
     encode([codec], cfg, progress=False)
-    told = config.compose(["data=world", f"data.kind={modality}", "count=64"], "evaluate")
-    report["reconstruction"][modality] = measuring.reconstruction(
-        store.load_model(codec), told, page, (), f"{modality}: reconstructions"
-    )
+    told = config.compose(["data=world", f"data.kind={modality}", "count=64", "embedder=none"], "evaluate")
+    found = fidelity(store.load_model(codec), told, page, (), f"{modality}: reconstructions")
+    report["reconstruction"][modality] = found["reconstruction"]
     parts = quoted(f"codec.{modality}", codec), quoted("data.cache", cache)
     train(compose(f"world_{modality}_diffusion", model, clock.next(), seed, *parts))
     pipeline, options = Pipeline.load(model), {"seed": seed, "batch_size": 32}

@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=int, default=8, help="samples computed together; never changes what comes out")
     p.add_argument("--format", help="suffix of the files, e.g. flac, webm (default: the modality's)")
     p.add_argument("--trust", action="append", default=[], metavar="CLASS", help="a class outside mmldm that the model may use")
+    p.add_argument("--vocoder", type=Path, metavar="RUN", help="a trained vocoder, used instead of the model's own")
     p.add_argument("--device", help="cpu, cuda … (default: cuda where there is one)")
     p.add_argument("--out", type=Path, default=Path("samples"), help="folder for the files")
     giving.add_arguments(p)
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
     fields = fields_of(args)
     from mmldm.pipeline import Pipeline
 
-    pipeline = Pipeline.load(args.model, args.trust, args.device)
+    pipeline = Pipeline.load(args.model, args.trust, args.device, vocoder=args.vocoder)
     return run(pipeline, fields, args)
 
 
@@ -112,7 +113,7 @@ def completed(pipeline, fields: dict[str, list], seconds: float | None) -> dict[
 
 def recipe(fields: dict[str, list], sampler, given: dict, args: argparse.Namespace) -> dict:
     """What decides what comes out, as plain values: the arguments, and the steps and guidance really used."""
-    names = (*sampling.FLAGS, *giving.FLAGS, "seconds", "size")
+    names = (*sampling.FLAGS, *giving.FLAGS, "seconds", "size", "vocoder")
     asked = {n: str(v) if isinstance(v, Path) else v for n in names if (v := getattr(args, n)) not in (None, [])}
     scales = dict(sampler.guidance.scales)
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from mmldm.diffusion.draws import KeyCell, KnownMixture
 from mmldm.interfaces import Codec
 from mmldm.media import MediaLogger, Page
 from mmldm.model import Whitening
-from mmldm.training import EMA, CodecTraining, Curves, DiffusionTraining, Progress, Resume, Samples, Speed
+from mmldm.training import EMA, Adversary, CodecTraining, Curves, DiffusionTraining, Progress, Resume, Samples, Speed
 
 __all__ = ["dry_run", "prepare", "train"]
 
@@ -106,7 +107,7 @@ def prepare(cfg: DictConfig) -> Job:
     if not cfg.codec:
         raise ValueError("wanted a codec, got none; choose for example codec=image_f4, or codec.image=RUN of a trained one")
     task = config.build(cfg.task)
-    codecs, whitenings, spec = build_codecs(cfg)
+    codecs, whitenings, spec = build_codecs(cfg, named)
     medias = {stream: codec.media for stream, codec in codecs.items()}
     common = {
         "optimizer": config.build(cfg.optimizer),
@@ -120,8 +121,9 @@ def prepare(cfg: DictConfig) -> Job:
     else:
         spec |= diffusion_spec(cfg)
         model = trained.build_model(spec, codecs, whitenings, trust=None)
-        for name, state in named.items():
-            model.conditions.conditioners[name].codec.load_state_dict(state)
+        for name, conditioner in model.conditions.conditioners.items():
+            if (place := f"conditions.{name}") in named:
+                conditioner.codec.load_state_dict(named[place])
         drawn = {name: config.build(cfg.diffusion[name] or None) for name in ("times", "weighting", "known")}
         module, readers = task(model=model, **drawn, **common), model.conditions.readers
         check_guidance(
@@ -142,28 +144,59 @@ def codec_task(cfg: DictConfig, task: Callable[..., CodecTraining], codecs: Mapp
     ((stream, codec),) = codecs.items()
     codec.requires_grad_(True)
     metrics = {name: config.build(node) for name, node in cfg.loss.metrics.items()}
-    regulariser = getattr(codec, "regulariser", None)
-    loss = config.build(cfg.loss.terms)
-    return task(codec=codec, stream=stream, loss=loss, regulariser=regulariser, metrics=metrics, **common)
+    return task(
+        codec=codec,
+        stream=stream,
+        loss=config.build(cfg.loss.terms),
+        regulariser=getattr(codec, "regulariser", None),
+        metrics=metrics,
+        adversary=adversary(cfg.get("adversary"), codec),
+        clip=task.keywords.get("clip") or cfg.trainer.gradient_clip_val,
+        accumulate=cfg.trainer.accumulate_grad_batches,
+        **common,
+    )
 
 
-def build_codecs(cfg: DictConfig) -> tuple[dict[str, Codec], dict[str, Whitening], dict[str, Any]]:
+def adversary(node: DictConfig | None, codec: Codec) -> Adversary | None:
+    """The adversary of a configuration, its discriminators sized by the features of the codec."""
+    if not node:
+        return None
+    with torch.no_grad():
+        features = codec.front(torch.zeros(1, *codec.media.shape))
+    sizes = {"rank": features.ndim - 2, "channels": features.shape[1]}
+    discriminators = {}
+    for name, part in node.discriminators.items():
+        made = config.build(part)
+        discriminators[name] = made(**{k: v for k, v in sizes.items() if k in inspect.signature(made).parameters})
+        try:
+            discriminators[name](features[(..., *[slice(0, 1)] * sizes["rank"])])
+        except ValueError as error:
+            raise ValueError(f"adversary.discriminators.{name}: of this codec's features {error}") from None
+    return config.build(node, discriminators=discriminators)
+
+
+def build_codecs(
+    cfg: DictConfig, named: Mapping[str, dict[str, torch.Tensor]]
+) -> tuple[dict[str, Codec], dict[str, Whitening], dict[str, Any]]:
     """Codec and whitening of every stream, and their spec: a yaml node is built, a string is a trained model's folder."""
-    codecs, whitenings, spec = {}, {}, {"codecs": {}, "clips": {}}
+    parts, spec = {}, {"codecs": {}, "clips": {}}
     asked = {k: v for k, v in (("seconds", cfg.data.seconds), ("size", config.resolved(cfg.data)["size"])) if v}
     for stream, node in cfg.codec.items():
         if isinstance(node, str):
             found = trained.load_codecs(store.load_model(node), tuple(cfg.trust))
             if stream not in found:
                 raise ValueError(f"wanted a codec of {stream} in {node}, got one of {', '.join(found)}")
-            loaded = found[stream]
-            codec, whitening, plain, clip = loaded.codec, loaded.whitening, loaded.spec, loaded.clip
+            parts[stream] = found[stream]
         else:
-            codec, plain, clip = config.build(node), config.resolved(node), {}
-            whitening = Whitening(codec.latent_channels)
-        codec.media = trained.sized(codec.media, asked.get("seconds"), asked.get("size"))
-        codecs[stream], whitenings[stream] = codec, whitening
-        spec["codecs"][stream], spec["clips"][stream] = plain, {**clip, **asked}
+            codec = config.build(node)
+            if (place := f"codec.{stream}") in named:
+                codec.through.load_state_dict(named[place])
+            parts[stream] = trained.TrainedCodec(codec, Whitening.of(codec), config.resolved(node) | dict(codec.embedded), {})
+    parts = trained.with_vocoders(parts, cfg.vocoder, tuple(cfg.trust))
+    codecs, whitenings = ({s: getattr(part, what) for s, part in parts.items()} for what in ("codec", "whitening"))
+    for stream, part in parts.items():
+        part.codec.media = trained.sized(part.codec.media, asked.get("seconds"), asked.get("size"))
+        spec["codecs"][stream], spec["clips"][stream] = part.spec, {**part.clip, **asked}
     if seconds := trained.share_seconds(codecs):
         for clip in spec["clips"].values():
             clip["seconds"] = seconds
@@ -171,18 +204,23 @@ def build_codecs(cfg: DictConfig) -> tuple[dict[str, Codec], dict[str, Whitening
 
 
 def embed_codecs(cfg: DictConfig) -> dict[str, dict[str, torch.Tensor]]:
-    """Put the yaml of each trained codec that a condition names by its folder in its place; its tensors by condition."""
+    """Put the yaml of each trained codec that a part names by its folder in its place; its tensors by the part's name.
+
+    Such parts are conditions (`conditions.NAME`, key `codec`) and codecs (`codec.STREAM`, key `through`).
+    """
+    conditioners = (cfg.get("conditions") or {}).get("conditioners") or {}
+    parts = {f"conditions.{name}": (node, "codec") for name, node in conditioners.items()}
+    named = [stream for stream in cfg.codec or {} if not OmegaConf.is_missing(cfg.codec, stream)]
+    parts |= {f"codec.{stream}": (cfg.codec[stream], "through") for stream in named}
     states = {}
-    for name, node in ((cfg.get("conditions") or {}).get("conditioners") or {}).items():
-        folder = node.get("codec") if node and not OmegaConf.is_missing(node, "codec") else None
-        if isinstance(folder, str):
-            found = trained.load_codecs(store.load_model(folder), tuple(cfg.trust))
-            if len(found) != 1:
-                raise ValueError(
-                    f"wanted the folder of one codec for the condition {name}, got {folder} with {', '.join(found)}"
-                )
-            (loaded,) = found.values()
-            node.codec, states[name] = dict(loaded.spec), loaded.codec.state_dict()
+    for name, (node, key) in parts.items():
+        if not isinstance(node, DictConfig) or OmegaConf.is_missing(node, key) or not isinstance(node.get(key), str):
+            continue
+        found = trained.load_codecs(store.load_model(node[key]), tuple(cfg.trust))
+        if len(found) != 1:
+            raise ValueError(f"{name}.{key}: wanted the folder of one codec, got {node[key]} with {', '.join(found)}")
+        (loaded,) = found.values()
+        node[key], states[name] = dict(loaded.spec), loaded.codec.state_dict()
     return states
 
 
@@ -224,6 +262,8 @@ def build_trainer(job: Job, page: Page, resume: Resume, ema: EMA) -> lightning.T
         "num_sanity_val_steps": 0,
         "default_root_dir": str(job.run),
     }
+    if isinstance(job.module, CodecTraining):  # which does both by itself
+        options |= {"gradient_clip_val": None, "accumulate_grad_batches": 1}
     return config.build(cfg.trainer, **options)
 
 
