@@ -183,6 +183,6 @@ def test_kl_is_the_divergence_from_a_standard_normal():
     normal = torch.distributions.Normal
     expected = torch.distributions.kl_divergence(normal(mean, std), normal(0.0, 1.0)).mean()
     torch.testing.assert_close(KL(0.1)(Posterior(mean, std))["kl"], 0.1 * expected)
-    posterior = KL().posterior(torch.cat([mean, std.log()], 1))
+    posterior = KL().posterior(torch.cat([mean, std.log() - KL.start], 1))
     torch.testing.assert_close(posterior.mean, mean)
     torch.testing.assert_close(posterior.std, std)
