@@ -210,6 +210,8 @@ def _words(value: Any) -> str:
 
 def _fits(value: Any, hint: Any, default: Any = inspect.Parameter.empty) -> bool:
     """Whether a plain value can be what the annotation says; True wherever that is not easy to tell."""
+    if hint in (Any, object):
+        return True
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if value is None:
         return default is None or hint in (None, type(None), Any, object) or type(None) in arguments

@@ -36,9 +36,12 @@ class Context:
 
     @classmethod
     def of(cls, given: Axis, made: Axis, before: float, after: float, size: int | None) -> Context:
-        """What cells see beyond their own, rounded up; where that is unbounded, pieces of `size` cells are cross-faded."""
-        size = size or 16
+        """What cells see beyond their own, rounded up; where that is unbounded, pieces of `size` cells are cross-faded,
+        which takes at least 8 of them."""
+        size = 16 if size is None else size
         unbounded = math.inf in (before, after)
+        if size < 1:
+            raise ValueError(f"wanted pieces of at least 1 cell, got {size}")
         before, after = (size // 4 if far == math.inf else far for far in (before, after))
         before = math.ceil(before + 1 - given.first / given.size)  # what is put before a lone first sample is not there
         return cls(given, made, max(before, int(made.first != made.size)), math.ceil(after), size // 8 if unbounded else 0)

@@ -108,12 +108,23 @@ def test_an_earlier_embedder_judges_again(models, tmp_path):
     assert again["frechet"]["distance"] == pytest.approx(first["frechet"]["distance"], rel=1e-6)
 
 
-def test_an_embedder_of_other_media_is_said_on_the_page(models, tmp_path):
+def test_an_embedder_of_other_media_is_refused(models, tmp_path):
     first = evaluate(models["image"], "image", "embedder.steps=2", f"out={tmp_path / 'one'}")[1]
     words = (f"embedder.weights={first / 'embedder.safetensors'}", f"out={tmp_path / 'two'}")
-    report, out = evaluate(models["audio"], "audio", *words, "count=2")
-    assert "distance" not in report["frechet"] and "first kernel" in report["frechet"]["missing"]
-    assert "first kernel" in (out / "index.html").read_text()
+    with pytest.raises(ValueError, match="with conv0 of shape"):
+        evaluate(models["audio"], "audio", *words, "count=2")
+
+
+def test_too_few_items_to_learn_from_are_said_on_the_page(models, tmp_path):
+    report, out = evaluate(models["image"], "image", "count=1", f"out={tmp_path}")
+    assert report["frechet"] == {"missing": "wanted at least 2 items, got 1"}
+    assert "wanted at least 2 items" in (out / "index.html").read_text()
+
+
+@pytest.mark.parametrize("word", ["count=0", "count=null", "samples=-1", "batch_size=0"])
+def test_numbers_of_nothing_are_refused(models, tmp_path, word):
+    with pytest.raises(ValueError, match=f"wanted {word.split('=')[0]} to be a whole number of at least"):
+        evaluate(models["image"], "image", "embedder=none", word, f"out={tmp_path}")
 
 
 def test_the_command_prints_it(models, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torchvision.models import inception_v3
 from transformers import ClapAudioConfig, ClapAudioModelWithProjection, ClapFeatureExtractor
 
@@ -133,8 +134,13 @@ def test_a_saved_one_judges_alike(tmp_path):
     again = Learned(weights=embedder.save(tmp_path / "embedder.safetensors"))
     again.fit(MEDIA["image"], [], [])
     assert again.digest == embedder.digest and torch.equal(again(xs), embedder(xs))
-    with pytest.raises(ValueError, match="first kernel"):
+    with pytest.raises(ValueError, match="conv0 of shape"):
         again.fit(MEDIA["video"], [], [])
+    for lost in ("conv2", "std"):
+        partly = {name: tensor for name, tensor in embedder.tensors.items() if name != lost}
+        torch.save(partly, tmp_path / "partly.pth")
+        with pytest.raises(ValueError, match=f"with {lost} of shape .* got none"):
+            Learned(weights=tmp_path / "partly.pth").fit(MEDIA["image"], [], [])
 
 
 def test_words_in_some_of_the_captions_are_the_labels():
@@ -197,3 +203,10 @@ def test_clap_embeds_sound(tmp_path):
         embedder.fit(MEDIA["image"], [], [])
     with pytest.raises(ValueError, match="not there"):
         Clap(tmp_path / "nowhere")
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(dict(sorted(weights.items())[1:]), tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"without 1, {min(weights)} among them"):
+        Clap(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": "wide"}')
+    with pytest.raises(ValueError, match="wanted a folder with a ClapModel and its processor"):
+        Clap(tmp_path)

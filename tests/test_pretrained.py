@@ -1,5 +1,6 @@
 """Other people's codecs: geometry, whitening and results of each class, the laws it breaks, and life without its source."""
 
+import json
 import shutil
 import sys
 
@@ -400,6 +401,37 @@ def test_what_cannot_be_used_is_told_in_a_line(folder, tmp_path):
     assert "diffusion_pytorch_model.fp16.safetensors" in refusal(image, kl, variant="fp16")
     (tmp_path / "hollow" / "diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
     assert "weights of AutoencoderKL cannot be read" in refusal(image, str(tmp_path / "hollow"))
+    odd = json.loads((tmp_path / "hollow" / "config.json").read_text()) | {"block_out_channels": "x"}
+    (tmp_path / "hollow" / "config.json").write_text(json.dumps(odd))
+    assert "config and weights of AutoencoderKL cannot be read (TypeError" in refusal(image, str(tmp_path / "hollow"))
+    numbers = {"class_name": "AutoencoderKL", "block_out_channels": "x"}
+    assert "AutoencoderKL cannot be built from these numbers" in refusal(image, numbers=numbers)
+
+
+def test_an_import_replaces_imports_alone(folder, tmp_path, monkeypatch):
+    kl, run = folder("AutoencoderKL"), tmp_path / "run"
+    for _ in range(2):
+        codec_import.import_codec(kl, run)
+    monkeypatch.setattr(codec_import, "is_generator", lambda source: source == "vocoder")
+    monkeypatch.setattr(codec_import, "import_vocoder", lambda *_: pytest.fail("a trained run was replaced"))
+    (run / "resume").mkdir()
+    trained_model = store.load_model(run)
+    spec = {key: trained_model.spec[key] for key in ("kind", "codecs", "clips")}
+    for facts in ({"imported": {}}, {"steps": 3}):  # a training in that folder, and its model elsewhere
+        store.save_model(run / "model", spec, dict(trained_model.parts), facts)
+        before = store.load_model(run).digest
+        for source in (kl, "vocoder"):
+            with pytest.raises(ValueError, match="holds a trained model.*choose another --out"):
+                codec_import.main([source, "--out", str(run)])
+        assert store.load_model(run).digest == before
+        shutil.rmtree(run / "resume", ignore_errors=True)
+
+
+@pytest.mark.parametrize("preset", ["image_f4", "none"])
+def test_an_import_wants_a_preset_with_a_source(preset, folder, tmp_path):
+    with pytest.raises(ValueError, match=f"pretrained presets, got codec={preset}; choose from audioldm, .*sd, ") as caught:
+        codec_import.import_codec(folder("AutoencoderKL"), tmp_path / "run", [f"codec={preset}"])
+    assert "image_f4" not in str(caught.value).split(";")[1]
 
 
 def test_a_hub_name_is_downloaded_and_a_pipeline_has_its_vae(folder, tmp_path, monkeypatch):

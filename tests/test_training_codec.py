@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 
 from mmldm import keyed
 from mmldm.codec.discriminators import PatchDiscriminator
+from mmldm.commands import cli
 from mmldm.interfaces import Axis
 from mmldm.training import AdaptiveClip, Adversary, Balance, Clip, CodecTraining, Lengths, ScaleEquivariance
 from mmldm.training.adversarial import Hinge
@@ -194,7 +195,7 @@ def test_bfloat16_trains_with_an_adversary_and_float16_is_refused(tmp_path):
     before = states(module)
     fit(module, Endless(4), tmp_path, 5, 5, precision="bf16-mixed")
     assert moved(module, before, "codec.") and moved(module, before, "adversary.")
-    with pytest.raises(ValueError, match="choose trainer.precision=bf16-mixed"):
+    with pytest.raises(ValueError, match="16-mixed with an adversary; choose from bf16-mixed"):
         fit(make_whole(), Endless(4), tmp_path, 5, 5, plugins=[half_precision()])
 
 
@@ -368,3 +369,27 @@ def test_two_processes_are_one_at_the_same_global_batch_with_an_adversary(tmp_pa
         assert float((tensor - two[name]).abs().max()) < 1e-9, name
     for part in ("codec.", "adversary.discriminators."):
         assert max(float((t - untrained[n]).abs().max()) for n, t in one.items() if n.startswith(part)) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (["codec.image.width=24"], "choose another run="),
+        (["optimizer=muon"], "wanted the optimizers of this run so far, AdamW, got Muon"),
+        (["trainer.precision=bf16-true"], "wanted a precision that trains a codec"),
+    ],
+)
+def test_a_run_that_continues_with_other_parts_is_refused_in_one_line(changed, told, tmp_path, capsys):
+    words = [
+        "train",
+        "experiment=world_image_codec",
+        "codec.image.width=16",
+        "data.items=16",
+        "data.batch_size=4",
+        "data.workers=0",
+    ]
+    words += ["trainer.val_check_interval=1", f"run={tmp_path}/run", "snapshots=0", "data.validation=4"]
+    assert cli.main([*words, "trainer.max_steps=1"]) == 0
+    kept = [word for word in words if word.partition("=")[0] != changed[0].partition("=")[0]]
+    assert cli.main([*kept, *changed, "trainer.max_steps=2"]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmldm.codec.audio import AudioCodec
 from mmldm.codec.vocoder import Vocoder
 from mmldm.interfaces import Axis, Codec, Media, Posterior
 
@@ -24,12 +23,14 @@ class MelCodec(Codec):
 
     chunk = 256
 
-    def __init__(self, media: Media, vocoder: Vocoder, through: AudioCodec | None = None):
+    def __init__(self, media: Media, vocoder: Vocoder, through: Codec | None = None):
         super().__init__()
         mel = vocoder.mel
         if media.rate != mel.rate:
             raise ValueError(f"wanted a vocoder at the media's {media.rate} Hz, got {mel.rate} Hz")
         if through is not None:
+            if not hasattr(through, "mel"):
+                raise ValueError(f"wanted a codec of log-mels to go through, got {type(through).__name__}")
             vocoder.check(through.mel)
             if through.media.shape[0] != media.shape[0]:
                 raise ValueError(f"wanted a codec of {media.shape[0]} channels to go through, got {through.media.shape[0]}")

@@ -22,6 +22,7 @@ __all__ = ["body_of", "folder_of", "load_vocoder", "numbers_of", "read_config"]
 
 WEIGHTS = "diffusion_pytorch_model"
 PARTS = r"(?:\.(\w+?))?(?:-\d+-of-\d+)?\.(safetensors|bin)"  # of a file's name: its variant, which part it is, its format
+UNFIT = (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError)  # of wrong numbers
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -84,9 +85,8 @@ def _loaded(source: str, variant: str | None, dtype: torch.dtype) -> nn.Module:
     options = {"torch_dtype": dtype, "variant": variant, "use_safetensors": safe, "low_cpu_mem_usage": False}
     try:
         return _class_of(config["_class_name"]).from_pretrained(str(place), local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{place}: the weights of {config['_class_name']} cannot be read ({reason})") from error
+    except UNFIT as error:
+        raise ValueError(f"{place}: config and weights of {config['_class_name']} cannot be read ({_reason(error)})") from error
 
 
 def _weights(place: Path, variant: str | None) -> tuple[str | None, bool]:
@@ -103,8 +103,15 @@ def _built(numbers: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
     kind = numbers.get("class_name")
     if kind not in FAMILIES:
         raise ValueError(f"wanted class_name to be one of {', '.join(FAMILIES)}, got {kind!r}")
-    body = _class_of(kind).from_config({key: value for key, value in numbers.items() if key != "class_name"})
+    try:
+        body = _class_of(kind).from_config({key: value for key, value in numbers.items() if key != "class_name"})
+    except UNFIT as error:
+        raise ValueError(f"{kind} cannot be built from these numbers ({_reason(error)})") from error
     return nn.Module.to(body, dtype)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def numbers_of(body: nn.Module) -> dict[str, Any]:

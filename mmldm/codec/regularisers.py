@@ -61,6 +61,8 @@ class KL(Regulariser):
 
     def __init__(self, weight: float = 1e-4):
         super().__init__()
+        if weight < 0:
+            raise ValueError(f"wanted a weight >= 0, got {weight}")
         self.weight = weight
 
     def posterior(self, head: Tensor) -> Posterior:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mmldm import config, trained
 from mmldm.codec.pretrained_families import FAMILIES
@@ -40,6 +42,7 @@ def main(argv: list[str]) -> int:
     if is_generator(sources[0]):
         if overrides:
             raise ValueError(f"wanted no settings for a vocoder, its own are in its config.json; got {', '.join(overrides)}")
+        _check_replaceable(out)
         print(f"{import_vocoder(sources[0], out)}; model in {Path(out) / 'model'}")
     else:
         print(f"codec in {import_codec(sources[0], out, overrides)}")
@@ -49,12 +52,13 @@ def main(argv: list[str]) -> int:
 def import_codec(source: str | Path, out: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Write the codec of a folder or hub name to `out`/model, whitening included; `overrides` as of `mmldm train`.
 
-    Raises ValueError for what is not a known autoencoder, or does not fit the settings.
+    Raises ValueError for what is not a known autoencoder, or does not fit the settings, and where `out` is a trained run.
     """
+    _check_replaceable(out)
     place, found = read_config(folder_of(source))
     chosen = [word for word in overrides if word.startswith("codec=")] or [f"codec={_preset(found)}"]
     cfg = config.compose([*chosen, *(word for word in overrides if not word.startswith("codec="))])
-    ((stream, node),) = cfg.codec.items()
+    stream, node = _imported_stream(cfg.codec, chosen[-1])
     node.source = str(source)
     if found["_class_name"] == "AutoencoderOobleck":
         node.media.rate, node.media.channels = found["sampling_rate"], found["audio_channels"]
@@ -66,6 +70,28 @@ def import_codec(source: str | Path, out: str | Path, overrides: Sequence[str] =
     folder, plain = Path(out) / "model", {"codecs": {stream: spec}, "clips": {stream: {}}}
     trained.save_codec(folder, plain, codec, Whitening.of(codec), facts, card)
     return folder
+
+
+def _check_replaceable(out: str | Path) -> None:
+    """Raise ValueError where `out` holds a run or a model that was not imported."""
+    manifest, facts = Path(out) / "model" / "manifest.json", {"imported": None}
+    if manifest.is_file():
+        try:
+            facts = dict(json.loads(manifest.read_text(encoding="utf-8"))["facts"])
+        except (OSError, ValueError, KeyError, TypeError):
+            facts = {}
+    if (Path(out) / "resume").exists() or not facts.keys() & {"imported", "source"}:
+        raise ValueError(f"{out} holds a trained model, which an import would replace; choose another --out")
+
+
+def _imported_stream(codec: Any, chosen: str) -> tuple[str, Any]:
+    """The one stream of a preset and its node, which has a source."""
+    nodes = list((codec or {}).items())
+    if len(nodes) == 1 and not isinstance(nodes[0][1], str) and "source" in (nodes[0][1] or {}).keys():  # ??? as well
+        return nodes[0]
+    names = sorted(file.stem for file in (config.CONF_DIR / "codec").glob("*.yaml"))
+    known = [name for name in names if any("source" in node for node in (config.member("codec", name) or {}).values())]
+    raise ValueError(f"wanted codec= one of the pretrained presets, got {chosen}; choose from {', '.join(known)}")
 
 
 def _preset(found: dict) -> str:

@@ -139,7 +139,10 @@ def summed(values: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
 
 
 def fitted(cfg: DictConfig, page: Page, source: Source, stream: str, media: Media) -> tuple[Embedder | None, str]:
-    """cfg.embedder, prepared for the media; None without one, or with the reason why it cannot embed such media."""
+    """cfg.embedder, prepared for the media; None without one, or with the reason why there is nothing it can learn from.
+
+    Raises ValueError where the weights that it was given do not fit the media.
+    """
     embedder = config.build(cfg.embedder)
     if embedder is None:
         return None, ""
@@ -150,6 +153,8 @@ def fitted(cfg: DictConfig, page: Page, source: Source, stream: str, media: Medi
     try:
         embedder.fit(media, (batch.media[stream] for batch in loader), captions)
     except ValueError as error:
+        if not isinstance(embedder, Learned) or embedder.given:
+            raise
         return None, str(error)
     if isinstance(embedder, Learned):
         page.folder.mkdir(parents=True, exist_ok=True)

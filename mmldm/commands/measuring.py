@@ -30,7 +30,10 @@ __all__ = ["adherence", "agreement", "evaluate", "losses", "translation"]
 
 
 def evaluate(path: str | Path, cfg: DictConfig, trust: tuple[str, ...] = ()) -> tuple[dict[str, Any], Path]:
-    """Measure a trained model on cfg.data; returns the report and the folder it was written to."""
+    """Measure a trained model on cfg.data; returns the report and the folder it was written to; raises ValueError."""
+    for name, least in (("count", 1), ("samples", 0), ("batch_size", 1)):
+        if not isinstance(cfg[name], int) or cfg[name] < least:
+            raise ValueError(f"wanted {name} to be a whole number of at least {least}, got {cfg[name]}")
     stored = store.load_model(path)
     out = Path(cfg.out or run_of(path) / "evaluation")
     (out / "index.json").unlink(missing_ok=True)  # a fresh page
@@ -50,7 +53,7 @@ def generation(path: str | Path, cfg: DictConfig, page: Page, trust: tuple[str, 
     medias = pipeline.medias(cfg.data.seconds, cfg.data.size)
     source = sized_source(cfg, medias)
     report["loss"] = losses(pipeline.model, source, medias, cfg.count, cfg.batch_size)
-    if isinstance(source, World):
+    if isinstance(source, World) and cfg.samples:
         sampled = {"steps": cfg.steps, "guidance": cfg.guidance, "seed": cfg.seed, "batch_size": cfg.batch_size}
         for split in ("train", "heldout"):
             scores, samples = adherence(pipeline, source.kind, cfg.samples, split, **sampled)

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     args = parser().parse_intermixed_args(argv)
     for name in ("seconds", "chunk", "tile"):
         value = getattr(args, name)
-        if value is not None and value <= 0:
+        if value is not None and not value > 0:
             raise ValueError(f"wanted --{name} above 0, got {value:g}")
     codecs = loaded(args)
     jobs, faults = planned(args, codecs)
@@ -81,9 +81,15 @@ def loaded(args: argparse.Namespace) -> dict[str, Codec]:
     parts = {stream: part for stream, part in parts.items() if args.stream in (None, stream)}
     parts = trained.with_vocoders(parts, args.vocoder, args.trust)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    codecs = {stream: part.codec.to(device).eval() for stream, part in parts.items()}
+    try:
+        codecs = {stream: part.codec.to(device).eval() for stream, part in parts.items()}
+    except RuntimeError as error:
+        raise ValueError(f"wanted a --device of this machine, got {device}: {str(error).splitlines()[0]}") from error
     for codec in codecs.values():
         codec.chunk, codec.tile = args.chunk or codec.chunk or usual_chunk(codec), args.tile or codec.tile
+        asked = [size for size in (args.chunk, args.tile) if size is not None]
+        if codec.blended and asked and min(asked) < 8:
+            raise ValueError(f"wanted at least 8 cells in a piece, which this codec cross-fades, got {min(asked)}")
     return codecs
 
 
@@ -135,10 +141,12 @@ def blending(codec: Codec, stream: str) -> str | None:
 def muting(media: Media, path: Path, out: Path) -> str | None:
     """A note where a clip's sound is left out."""
     from mmldm.interfaces import MediaError
-    from mmldm.media import VideoMedia, can_carry, streams_of
+    from mmldm.media import VideoMedia, can_carry, streams_of, unlimited
 
     try:
-        lost = isinstance(media, VideoMedia) and "audio" in streams_of(path, media.limits) and not can_carry(out, path)
+        lost = (
+            isinstance(media, VideoMedia) and "audio" in streams_of(path, unlimited(media).limits) and not can_carry(out, path)
+        )
     except MediaError:  # told when the file is read
         return None
     return f"{path.name} loses its sound: {out.suffix} cannot carry it as it is" if lost else None

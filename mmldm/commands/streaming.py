@@ -16,6 +16,7 @@ from mmldm.media import regrouped, with_last
 __all__ = ["Distances", "read", "reconstructed", "time_of", "usual_chunk"]
 
 SECONDS = 2.0  # taken at once where a codec does not say how much
+WINDOW = 1024  # samples, the least that a log-spectral distance is taken of
 HEARD = 8000.0  # samples per second from which on a signal is a sound
 
 
@@ -108,7 +109,7 @@ class Distances:
         self.error += float((x.double() - y).square().sum())
         self.signal += float(x.double().square().sum())
         self.samples += x.numel()
-        if self.picture or self.sound:
+        if self.picture or self.sound and x.shape[-1] >= WINDOW:
             likeness, weight = ssim if self.picture else log_spectral_distance, x.shape[1] if x.ndim != 3 else 1
             self.likeness += weight * float(likeness(y[None], x[None]))
             self.count += weight
@@ -117,6 +118,7 @@ class Distances:
         peak = 4 * self.samples if self.picture else self.signal
         ratio = 10 * math.log10(max(peak, 1e-12) / max(self.error, peak * 1e-10, 1e-12))
         told = f"{'PSNR' if self.picture else 'SNR'} {ratio:.2f} dB"
-        if self.picture:
-            return f"{told}  SSIM {self.likeness / self.count:.4f}"
-        return f"{told}  log-spectral distance {self.likeness / self.count:.2f} dB" if self.sound else told
+        if not self.count:
+            return told
+        likeness = self.likeness / self.count
+        return f"{told}  SSIM {likeness:.4f}" if self.picture else f"{told}  log-spectral distance {likeness:.2f} dB"

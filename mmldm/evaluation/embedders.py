@@ -112,10 +112,14 @@ class Clap(Embedder):
         except ImportError as error:
             raise ValueError("Clap needs transformers: pip install mmldm[text]") from error
         try:
-            self.network = ClapAudioModelWithProjection.from_pretrained(folder, local_files_only=True)
+            options = {"local_files_only": True, "output_loading_info": True}
+            self.network, told = ClapAudioModelWithProjection.from_pretrained(folder, **options)
             self.extractor = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"wanted a folder with a ClapModel and its processor, got {folder}") from error
+        except Exception as error:  # of many kinds, by what else the folder holds
+            kind = type(error).__name__
+            raise ValueError(f"wanted a folder with a ClapModel and its processor, got {folder}: {kind}") from error
+        if missing := sorted(told["missing_keys"]):
+            raise ValueError(f"wanted the weights of a ClapModel, got {folder} without {len(missing)}, {missing[0]} among them")
         self.network.eval().requires_grad_(False)
         self._digest, self._rate = digest_of(self.network.state_dict()), float(self.extractor.sampling_rate)
 

@@ -37,7 +37,7 @@ class Learned(Embedder):
     def __init__(self, steps: int = 200, batch_size: int = 32, seed: int = 0, weights: str | Path | None = None):
         if steps < 1 or batch_size < 2:
             raise ValueError(f"wanted steps >= 1 and batch_size >= 2, got {steps} and {batch_size}")
-        self.steps, self.batch_size, self.seed = steps, batch_size, seed
+        self.steps, self.batch_size, self.seed, self.given = steps, batch_size, seed, weights is not None
         self.tensors = {} if weights is None else read_tensors(weights)
         self.name, self._mel = "small network from a file", None
 
@@ -56,11 +56,13 @@ class Learned(Embedder):
         rank = 2 if sound else len(media.shape) - 1
         if rank not in _CROPS:
             raise ValueError(f"wanted media of rank 1 to 3, got shape {media.shape}")
-        if not self.tensors:
+        if not self.tensors and not self.given:
             items = [self._crop(x, rank, ("crop", i)) for i, x in enumerate(x for b in batches for x in self._front(b).cpu())]
             self._learn(torch.stack(items), _labels(captions[: len(items)]), rank)
-        elif (shape := self.tensors.get("conv0", torch.zeros(0)).shape)[1:2] != media.shape[:1] or len(shape) != 2 + rank:
-            raise ValueError(f"wanted weights for media of shape {media.shape}, got a first kernel of shape {tuple(shape)}")
+        for name, shape in _shapes(media.shape[0], rank).items():
+            found = tuple(self.tensors[name].shape) if name in self.tensors else "none"
+            if found != shape:
+                raise ValueError(f"wanted weights for media of shape {media.shape} with {name} of shape {shape}, got {found}")
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
@@ -80,12 +82,11 @@ class Learned(Embedder):
 
     def _learn(self, items: Tensor, labels: Tensor | None, rank: int) -> None:
         with torch.enable_grad():
-            weights, fan = [], items.shape[1]
-            for i, width in enumerate(_WIDTHS):
-                shape = (width, fan, *(3,) * rank)
-                start = keyed.normal((self.seed, "embedder"), [i], shape)[0] * (2 / (fan * 3**rank)) ** 0.5
+            weights, shapes = [], _shapes(items.shape[1], rank)
+            for i in range(len(_WIDTHS)):
+                shape = shapes[f"conv{i}"]
+                start = keyed.normal((self.seed, "embedder"), [i], shape)[0] * (2 / (shape[1] * 3**rank)) ** 0.5
                 weights.append(start.requires_grad_())
-                fan = width
             outputs = 64 if labels is None else labels.shape[1]
             head = (keyed.normal((self.seed, "embedder head"), [0], (sum(_WIDTHS), outputs))[0] * 0.1).requires_grad_()
             optimizer = torch.optim.Adam([*weights, head], lr=2e-3)
@@ -108,6 +109,12 @@ class Learned(Embedder):
         places = torch.stack([self._crop(item, rank, ("view", step, side), 0.8) for item in items])
         gain = 1 + 0.1 * keyed.normal((self.seed, "embedder gain", step, side), range(len(items)), ())
         return places * gain.reshape(-1, *[1] * (items.ndim - 1))
+
+
+def _shapes(channels: int, rank: int) -> dict[str, tuple[int, ...]]:
+    """Of each tensor by its name, for media of `channels`."""
+    convs = {f"conv{i}": (width, (channels, *_WIDTHS)[i], *(3,) * rank) for i, width in enumerate(_WIDTHS)}
+    return convs | dict.fromkeys(("mean", "std"), (sum(_WIDTHS),))
 
 
 def _pooled(weights: Sequence[Tensor], x: Tensor) -> Tensor:

@@ -158,7 +158,10 @@ def end_of(container: InputContainer, stream: Stream, path: str | Path) -> float
         except OSError:
             ends = {}
     if stream.index not in ends:
-        ends = _packet_ends(container, None)
+        try:
+            ends = _packet_ends(container, None)
+        except PermissionError:  # a file of a single packet cannot be rewound
+            return length_of(container)
     if stream.index not in ends:
         raise MediaError(path, f"holds no {stream.type} data")
     last = max(ends.values()) - zero

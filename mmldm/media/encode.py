@@ -167,8 +167,13 @@ def can_carry(path: str | Path, source: str | Path) -> bool:
         return False
     try:
         with opened(source, ANY) as given, av.open(io.BytesIO(), "w", format=MUXER.get(suffix, suffix[1:])) as container:
-            container.add_stream_from_template(pick(given, "audio", source, ANY))
-            container.start_encoding()
+            sound = pick(given, "audio", source, ANY)
+            track = container.add_stream_from_template(sound)
+            packet = next((p for p in given.demux(sound) if p.size), None)
+            if packet is None:
+                return False
+            packet.stream = track
+            container.mux(packet)  # some formats refuse only when the file is closed
     except (MediaError, ValueError, OSError):
         return False
     return True

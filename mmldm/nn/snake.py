@@ -53,14 +53,15 @@ class _Snake(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, alpha, beta = ctx.saved_tensors
         grad_x, ratio = torch.empty_like(x), alpha / beta
-        grad_alpha, grad_beta = torch.zeros_like(alpha), torch.zeros_like(beta)
+        wide = torch.promote_types(alpha.dtype, torch.float32)
+        grad_alpha, grad_beta = torch.zeros_like(alpha, dtype=wide), torch.zeros_like(beta, dtype=wide)
         for out, piece, change in _pieces(grad_x, x, grad):
             angle = piece * (2 * alpha)
             slope = angle.sin().mul_(change)
             out.copy_(torch.addcmul(change, slope, ratio))
             grad_alpha += slope.mul_(piece).sum_to_size(alpha.shape)
             grad_beta += angle.cos_().sub_(1).mul_(change).sum_to_size(beta.shape)
-        return grad_x, grad_alpha / beta, grad_beta / (2 * beta.square())
+        return grad_x, (grad_alpha / beta).to(alpha.dtype), (grad_beta / (2 * beta.square())).to(beta.dtype)
 
 
 def _pieces(out: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -67,7 +67,7 @@ class Lab:
 
     def fresh(self) -> Codec:
         """A copy that was not run yet."""
-        return copy.deepcopy(self.source).eval()
+        return copy.deepcopy(self.source).cpu().float().eval()
 
     def cut(self, **sizes: int) -> Codec:
         """The exact copy with another `chunk` or `tile`."""

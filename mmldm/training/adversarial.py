@@ -56,8 +56,8 @@ class Balance(nn.Module):
 
     `shares[name]` of `adversarial`, `matching` and any reconstruction term; those that are not named are one term of their own
     weights, `reconstruction` (share 1 unless given). Norms are per item, averaged over items, processes and, with `decay`, over
-    steps (buffers: in the checkpoint). The whole has the norm that `reconstruction` has by itself: the weights of terms of the
-    latent keep their meaning.
+    batches (buffers: in the checkpoint). The whole has the norm that `reconstruction` has by itself: the weights of terms of
+    the latent keep their meaning.
     """
 
     norms: Tensor
@@ -120,7 +120,8 @@ class Adversary(nn.Module):
         super().__init__()
         if not discriminators:
             raise ValueError("wanted at least one discriminator, got none")
-        if min(start, ramp) < 0 or (isinstance(start, float) and start > 1) or (isinstance(start, int) and ramp % 1):
+        start = 0.0 if start == 0 and ramp % 1 else start
+        if min(start, ramp) < 0 or (isinstance(start, float) and max(start, ramp) > 1) or (isinstance(start, int) and ramp % 1):
             raise ValueError(f"wanted start and ramp as shares like 0.3 and 0.05, or both as steps, got {start} and {ramp}")
         if min(weight, matching) < 0:
             raise ValueError(f"wanted weights >= 0, got {weight} and {matching}")

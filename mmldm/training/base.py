@@ -35,13 +35,22 @@ class Training(LightningModule):
         self.schedule = schedule or Schedule()
         self.batch_size, self.seed, self.minutes = batch_size, seed, minutes
         self.base_lr: list[float] = []
+        self._begun_with: list[str] | None = None  # names of the optimisers before a resume
         self.spent, self._clock = 0.0, None  # seconds of training, before and since the last start
         self.reached = 0.0  # progress at the beginning of the optimiser step
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.optimizer_of([p for p in self.parameters() if p.requires_grad])
-        self.base_lr = [group["lr"] for group in optimizer.param_groups]
-        return optimizer
+        return self.begin([optimizer])[0]
+
+    def begin(self, optimizers: list[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
+        """Take note of the optimisers' rates; raises ValueError where a run that continues had other ones."""
+        names = [type(optimizer).__name__ for optimizer in optimizers]
+        if self._begun_with not in (None, names):
+            before = ", ".join(self._begun_with)
+            raise ValueError(f"wanted the optimizers of this run so far, {before}, got {', '.join(names)}; choose another run=")
+        self.base_lr = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+        return optimizers
 
     def exported(self) -> dict[str, nn.Parameter]:
         """The parameters that train and belong to the exported model, by name: what an average is taken of."""
@@ -106,13 +115,21 @@ class Training(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
-        checkpoint["seconds"] = self.elapsed()
+        checkpoint["seconds"], checkpoint["optimizers"] = self.elapsed(), [type(o).__name__ for o in self._optimizers()]
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.spent = checkpoint["seconds"]
+        kept = checkpoint["state_dict"]
         for name, p in self.named_parameters():
             if not p.requires_grad:
-                checkpoint["state_dict"][name] = p.detach()
+                kept[name] = p.detach()
+        own, self._begun_with = self.state_dict(), checkpoint["optimizers"]
+        odd = sorted(n for n in own.keys() | kept.keys() if n not in own or n not in kept or own[n].shape != kept[n].shape)
+        if odd:
+            raise ValueError(
+                f"wanted the sizes and parts that this run began with, got another {odd[0]} ({len(odd)} differ); "
+                "choose another run="
+            )
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return move(batch, device)

@@ -74,8 +74,7 @@ class CodecTraining(Training):
         optimizers = [self.optimizer_of([p for p in trained if id(p) not in against])]
         if self.adversary:
             optimizers.append((self.adversary.optimizer_of or self.optimizer_of)(list(self.adversary.parameters())))
-        self.base_lr = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-        return optimizers
+        return self.begin(optimizers)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         if (len(checkpoint["optimizer_states"]) == 2) != (self.adversary is not None):
@@ -87,10 +86,10 @@ class CodecTraining(Training):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        if self.adversary and self.trainer.precision == "16-mixed":
-            raise ValueError(
-                "wanted bf16-mixed or 32-true with an adversary, got 16-mixed; choose trainer.precision=bf16-mixed"
-            )
+        choices = ["bf16-mixed", "32-true", "64-true", *([] if self.adversary else ["16-mixed"])]
+        if self.trainer.precision not in choices:
+            told = f"trainer.precision={self.trainer.precision}{' with an adversary' if self.adversary else ''}"
+            raise ValueError(f"wanted a precision that trains a codec, got {told}; choose from {', '.join(choices)}")
         self.trainer.accumulate_grad_batches = self.accumulate  # Lightning keeps its counts by it
 
     def on_fit_end(self) -> None:
