@@ -82,7 +82,7 @@ def video(
 
 
 def waveform(width: int) -> Codec:
-    return WaveformCodec(AudioMedia(rate=44100, channels=2, seconds=4.0), width=width, latent_channels=64)
+    return WaveformCodec(AudioMedia(rate=44100, channels=2, seconds=4.0), width=width, latent_channels=width // 2)
 
 
 def oobleck(width: int) -> nn.Module:
@@ -91,7 +91,7 @@ def oobleck(width: int) -> nn.Module:
         decoder_channels=width,
         downsampling_ratios=[2, 4, 4, 8, 8],
         channel_multiples=[1, 2, 4, 8, 16],
-        decoder_input_channels=64,
+        decoder_input_channels=width // 2,
         audio_channels=2,
     )
 
