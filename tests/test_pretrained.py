@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from mmldm import config, store, trained
@@ -481,3 +482,13 @@ def test_each_preset_names_a_source(name):
     ((stream, node),) = cfg.codec.items()
     assert stream in ("image", "audio", "video") and node.source.count("/") == 1
     config.check({"codec": config.resolved(cfg.codec)})
+
+
+def test_a_file_that_lacks_a_weight_is_refused(folder, tmp_path):
+    shutil.copytree(folder("AutoencoderKL"), tmp_path / "vae")
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors.pop("decoder.conv_out.weight")
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match="1 are not there: decoder.conv_out.weight"):
+        PretrainedCodec(ImageMedia(16, 16), tmp_path / "vae")

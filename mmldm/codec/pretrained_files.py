@@ -84,9 +84,15 @@ def _loaded(source: str, variant: str | None, dtype: torch.dtype) -> nn.Module:
     variant, safe = _weights(place, variant)
     options = {"torch_dtype": dtype, "variant": variant, "use_safetensors": safe, "low_cpu_mem_usage": False}
     try:
-        return _class_of(config["_class_name"]).from_pretrained(str(place), local_files_only=True, **options)
+        kind = _class_of(config["_class_name"])
+        body, told = kind.from_pretrained(str(place), local_files_only=True, output_loading_info=True, **options)
     except UNFIT as error:
         raise ValueError(f"{place}: config and weights of {config['_class_name']} cannot be read ({_reason(error)})") from error
+    if lacking := sorted(told["missing_keys"]):
+        raise ValueError(
+            f"{place}: wanted all weights of {config['_class_name']}, {len(lacking)} are not there: {lacking[0]} …"
+        )
+    return body
 
 
 def _weights(place: Path, variant: str | None) -> tuple[str | None, bool]:
