@@ -20,7 +20,7 @@ class VideoCodec(ConvCodec):
     learning rate.
     """
 
-    chunk = 2
+    chunk = 1
 
     def __init__(
         self,
