@@ -7,7 +7,7 @@ Shapes:  B batch, C media channels, D latent channels, *S media grid, *L latent 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +23,7 @@ from mmldm.records import (
     Clip,
     Cond,
     CondWidths,
+    Encoded,
     Geometry,
     Info,
     MediaError,
@@ -34,7 +35,7 @@ from mmldm.records import (
 )  # fmt: skip
 
 __all__ = [
-    "Axis", "Batch", "Clip", "Codec", "Cond", "CondWidths", "Conditioner", "Denoiser", "Geometry", "Info", "Media",
+    "Axis", "Batch", "Clip", "Codec", "Cond", "CondWidths", "Conditioner", "Denoiser", "Encoded", "Geometry", "Info", "Media",
     "MediaError", "Noisy", "Posterior", "Preview", "Reader", "Reference", "grid_positions",
 ]  # fmt: skip
 
@@ -147,6 +148,7 @@ class Codec(Piecewise, ABC):
 
     `whitening`: mean and std of each latent channel where they are known beforehand (None: fitted after training).
     `embedded`: what a trained model writes instead of these keys of the codec's yaml, so that it needs no other files.
+    `decoding`: the names of submodules and tensors that no latent depends on: cached latents outlive a change of them.
     """
 
     media: Media
@@ -159,6 +161,7 @@ class Codec(Piecewise, ABC):
     tile: int | None = None
     whitening: tuple[Tensor, Tensor] | None = None
     embedded: Mapping[str, Any] = MappingProxyType({})
+    decoding: tuple[str, ...] = ()
 
     @property
     def geometry(self) -> Geometry:
@@ -189,11 +192,15 @@ class Codec(Piecewise, ABC):
 
 
 class Conditioner(nn.Module, ABC):
-    """Turns one field of a batch into a Cond: `encode` is the frozen part (cacheable), `forward` the trained projection."""
+    """Turns one field of a batch into a Cond: `encode` is the frozen part (cacheable), `forward` the trained projection.
+
+    `frozen`: the names of the submodules that `encode` runs, whose work a cache may store; () where that is not worth it.
+    """
 
     key: str
     reader: Reader
     widths: CondWidths
+    frozen: tuple[str, ...] = ()
 
     def encode(self, read: Any) -> Any:
         """What the reader collated -> the frozen encoding (tensors); identity by default."""
@@ -219,6 +226,16 @@ class Denoiser(nn.Module, ABC):
     """
 
     patches: dict[str, tuple[int, ...]]
+
+    def layers(self) -> Sequence[nn.Module]:
+        """The modules of which each is compiled and sharded on its own, in the order that they run; none by default.
+
+        A part of them whose parameters are read by methods beside forward names those in `entries`.
+        """
+        return ()
+
+    def silence(self, conditions: Iterable[str]) -> None:
+        """Let conditions that a trained model is given anew say nothing at first; by default they speak as they begin."""
 
     def prepare(self, conds: dict[str, Cond]) -> Any:
         """All that does not depend on the noise level, once per sample (a tree of tensors, batch first)."""

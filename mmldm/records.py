@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "Axis", "Batch", "Clip", "Cond", "CondWidths", "Geometry", "Info", "MediaError", "Noisy", "Posterior", "Preview",
+    "Axis", "Batch", "Clip", "Cond", "CondWidths", "Encoded", "Geometry", "Info", "MediaError", "Noisy", "Posterior", "Preview",
     "Reference", "grid_positions",
 ]  # fmt: skip
 
@@ -108,6 +108,8 @@ class Batch:
     its row of the manifest. `media[stream]` (B, C, *S), or `latents[stream]` where a cache gives the posterior.
     `valid[stream]` (B, axes of S) counts the real media samples per axis, all 0 where the stream is absent.
     `start` (B,) seconds into the file. `fields[name]` is what the conditioner's reader collated, `present[name]` (B,) bool.
+    `bucket` names the shapes and the origin that the samples of one optimiser step share; `total` is the number of samples of
+    that step over all processes and accumulated batches (None: the whole global batch).
     """
 
     position: Tensor
@@ -118,9 +120,17 @@ class Batch:
     start: Tensor | None = None
     fields: dict[str, Any] = field(default_factory=dict)
     present: dict[str, Tensor] = field(default_factory=dict)
+    bucket: str = ""
+    total: int | None = None
 
     def __len__(self) -> int:
         return len(self.position)
+
+
+class Encoded(NamedTuple):
+    """A field of a batch that is encoded already: `value` is what its conditioner's `encode` gives."""
+
+    value: Any
 
 
 @dataclass(frozen=True)

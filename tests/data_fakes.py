@@ -107,6 +107,19 @@ class Computed:
         return Clip((index + torch.arange(media.length) / media.length).repeat(media.shape[0], 1), (media.length,), start)
 
 
+class Process:
+    """The trainer of one of several processes, as a data module sees it; `others`: what the first has found."""
+
+    def __init__(self, rank, world, others=None):
+        self.global_rank, self.world_size, self.others, self.strategy = rank, world, others, self
+
+    def broadcast(self, value):
+        return self.others or value
+
+    def reduce_boolean_decision(self, decision):
+        return decision
+
+
 def encode(stream, x):
     """A posterior that shows which media it came from: mean (B, 2, T/5), std (B, 2, T/5)."""
     cells = x[:, :1].unflatten(-1, (-1, 5)).mean(-1)

@@ -134,7 +134,7 @@ def test_the_validation_part_is_a_function_of_the_seed_and_keeps_files_together(
         assert {source.rows[i]["file"] for i in train}.isdisjoint(source.rows[i]["file"] for i in val)
     assert len({tuple(split(Computed(100), 5, seed)[1]) for seed in range(5)}) == 5
     assert (split(Computed(100), 5, 1)[1] == split(Computed(100), 5, 1)[1]).all()
-    for wrong in (0, 6, 1.0):
+    for wrong in (0, 6, 1.0, -0.1):
         with pytest.raises(ValueError, match="at least 1 and at most 5 of 6 files"):
             split(source, wrong, 0)
 

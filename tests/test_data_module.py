@@ -12,7 +12,7 @@ import torch
 from mmldm.data import DataModule, FileSource, write_cache
 from mmldm.data.batch import LoadedBatch
 from mmldm.interfaces import Batch
-from tests.data_fakes import Computed, Raw, Signal, Words, encode, write_signals
+from tests.data_fakes import Computed, Process, Raw, Signal, Words, encode, write_signals
 
 MEDIA = {"left": Signal(), "right": Signal(channels=(1,))}
 READERS = {"caption": ("text", Words())}
@@ -50,10 +50,6 @@ def test_workers_and_a_later_start_give_the_same_batches(tmp_path):
 def test_processes_share_the_global_batches(tmp_path):
     write_signals(tmp_path, [10, 35, 60, 22, 10])
 
-    class Process:
-        def __init__(self, rank, world):
-            self.global_rank, self.world_size = rank, world
-
     whole = take(module(partial(FileSource.read, tmp_path)), 3)
     parts = []
     for rank in range(2):
@@ -64,6 +60,16 @@ def test_processes_share_the_global_batches(tmp_path):
     for a, b, both in zip(*parts, whole, strict=True):
         assert torch.cat([a.position, b.position]).equal(both.position)
         assert torch.cat([a.media["left"], b.media["left"]]).equal(both.media["left"])
+
+
+def test_processes_that_found_other_items_stop(tmp_path):
+    paths = write_signals(tmp_path, [10, 35, 60, 22, 10])
+    found = module(partial(FileSource.read, tmp_path)).fingerprint()
+    paths[3].unlink()  # one that the second process cannot see
+    other = module(partial(FileSource.read, tmp_path))
+    other.trainer = Process(1, 2, found)
+    with pytest.raises(ValueError, match="wanted the same items in every process"):
+        other.train_dataloader()
 
 
 def test_validation_is_finite_fixed_and_never_trained_on(tmp_path):
@@ -124,7 +130,7 @@ def test_a_trainer_runs_on_it_and_bad_items_are_reported_once(tmp_path, caplog):
                                 num_sanity_val_steps=0, val_check_interval=3, check_val_every_n_epoch=None)  # fmt: skip
     trainer.fit(fit, data)
     assert fit.seen == list(range(24)) and fit.validated == [0, 1] * 2
-    assert 3 in data.train.rows
+    assert 3 in data.train.parts[0].dataset.rows
     assert len(data.faults) == 1 and "s003.npy: is broken inside" in data.faults[0] and caplog.text.count("s003.npy") == 1
 
 
@@ -132,7 +138,7 @@ def test_dropped_files_are_one_warning_and_too_many_an_error(tmp_path, caplog):
     write_signals(tmp_path, [10] * 7)
     (tmp_path / "bad.npy").write_bytes(b"x")
     data = module(partial(FileSource.read, tmp_path), max_bad_fraction=0.2)
-    assert len(take(data, 1)[0]) == 4 and len(data.report.dropped) == 1
+    assert len(take(data, 1)[0]) == 4 and len(data.reports[""].dropped) == 1
     assert len(caplog.records) == 1 and "dropped 1 of 8 files" in caplog.text
     with pytest.raises(ValueError, match="bad.npy: is no array"):
         module(partial(FileSource.read, tmp_path)).setup()
@@ -174,4 +180,6 @@ def test_reading_through_memory_needs_no_workers():
     loader = data.train_dataloader()
     assert loader.num_workers == 0
     epochs = list(islice(iter(loader), 5))
-    assert torch.cat([b.position for b in epochs]).tolist() == list(range(20)) and len(data.train._memory) == 10
+    assert (
+        torch.cat([b.position for b in epochs]).tolist() == list(range(20)) and len(data.train.parts[0].dataset._memory) == 10
+    )

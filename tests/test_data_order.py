@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmldm.data.order import Order, PositionSampler, SpanSampler
+from mmldm.data.order import Interleave, MixedOrder, Order, PositionSampler, SpanSampler
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 100, 1000, 4099])
@@ -79,3 +79,65 @@ def test_a_span_covers_each_position_in_equally_many_batches(count, size, world)
     assert set(seen) == set(range(count))
     if world == 1 or count % size in (0, *range(world, size)):
         assert len(seen) == count
+
+
+def test_several_spans_are_read_batch_by_batch_spread_over_each_other():
+    for world in (1, 2):
+        parts = [list(SpanSampler([9, 4, 20], [3, 4, 2], rank, world)) for rank in range(world)]
+        assert {len(p) for p in parts} == {3 + 1 + 10} == {len(SpanSampler([9, 4, 20], [3, 4, 2]))}
+        batches = [sum(step, []) for step in zip(*parts, strict=True)]
+        assert sorted(set(sum(batches, []))) == list(range(33))
+        span = [int(np.searchsorted([9, 13], batch[0], side="right")) for batch in batches]
+        assert all(int(np.searchsorted([9, 13], b[-1], side="right")) == s for b, s in zip(batches, span, strict=True))
+        assert set(span[:8]) == {0, 1, 2}
+
+
+WEIGHTS = [[1], [1, 1], [3, 1, 0.5], [0.01, 1, 7, 7, 7], [100, *[1] * 30]]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_members_are_woven_by_their_weights_each_occurrence_once(weights):
+    woven, places = Interleave(weights, 3), np.arange(3000)
+    which, before = woven.index(places)
+    share = np.array(weights) / sum(weights)
+    for member in range(len(weights)):
+        assert (before[which == member] == np.arange((which == member).sum())).all()
+    counts = np.cumsum(which[:, None] == np.arange(len(weights)), 0)
+    assert (np.abs(counts - (places[:, None] + 1) * share) < 1 + share * len(weights)).all()
+    for place in (0, 1, 17, 2999):
+        assert woven.index(place) == (which[place], before[place])
+
+
+def test_the_weave_is_known_at_any_place_without_the_ones_before():
+    woven = Interleave([5, 2, 3], 1)
+    which, before = woven.index(10**9 + np.arange(1000))
+    assert all((np.diff(before[which == member]) == 1).all() for member in range(3))
+    assert woven.index(10**12)[1] == pytest.approx(10**12 * woven.weights[woven.index(10**12)[0]], abs=4)
+    first = Interleave([1, 1], 1).index(np.arange(2000))[0].reshape(-1, 2)[:, 0]
+    assert 0.45 < first.mean() < 0.55  # which of two is first in a round is drawn anew
+    other = Interleave([5, 2, 3], 2).index(np.arange(1000))[0]
+    assert 0.2 < (other == woven.index(np.arange(1000))[0]).mean() < 0.6
+    for weights in ([], [1, 0], [1, float("nan")], [-1]):
+        with pytest.raises(ValueError, match="weights > 0"):
+            Interleave(weights)
+
+
+def test_a_mixed_order_goes_through_each_part_in_epochs_of_its_own():
+    order = MixedOrder([5, 11], [1, 3], 7)
+    entries = order.index(np.arange(400))
+    assert order.size == 16 and order.index(17) == entries[17] and abs((entries < 5).mean() - 0.25) < 0.01
+    for part, size in ((entries[entries < 5], 5), (entries[entries >= 5] - 5, 11)):
+        epochs = part[: len(part) // size * size].reshape(-1, size)
+        assert (np.sort(epochs, 1) == np.arange(size)).all()
+    assert (MixedOrder([9], [2.0], 7).index(np.arange(40)) == Order(9, 7).index(np.arange(40))).all()
+
+
+def test_a_step_is_cut_into_accumulated_batches_and_ranks_of_what_it_uses():
+    used = [8, 4, 8, 4].__getitem__
+    whole = list(PositionSampler(0, 8, steps=4, used=used))
+    assert whole == [list(range(8)), [8, 9, 10, 11], list(range(16, 24)), [24, 25, 26, 27]]
+    parts = [list(PositionSampler(2, 8, rank, 2, 6, accumulate=2, used=used)) for rank in range(2)]
+    batches = [sum(step, []) for step in zip(*parts, strict=True)]
+    assert [a + b for a, b in zip(batches[::2], batches[1::2], strict=True)] == whole[1:]
+    with pytest.raises(ValueError, match="2 processes and 3 accumulated batches divide evenly, got 8"):
+        PositionSampler(0, 8, 0, 2, accumulate=3)

@@ -47,12 +47,13 @@ def module(source, medias, **options):
 def test_each_modality_finds_its_files_in_a_mixed_folder(folder, stream, media, files):
     data = module(partial(FileSource.read, folder), {stream: media})
     batches = list(islice(iter(data.train_dataloader()), 3))
-    assert len(data.items) == files and not any(b.faults for b in batches) and len(data.report.dropped) == (stream != "audio")
+    assert len(data.items) == files and not any(b.faults for b in batches)
+    assert len(data.reports[""].dropped) == (stream != "audio")
     for batch in batches:
         x = batch.media[stream]
         assert x.shape == (2, *media.shape) and x.std() > 0.05 and x.abs().max() <= 1 and (batch.valid[stream] > 0).all()
     if stream == "audio":
-        assert str(folder / "h.webm") in dict(data.report.ignored)
+        assert str(folder / "h.webm") in dict(data.reports[""].ignored)
         assert data.items.rows[-1]["bpm"] == 110
 
 
@@ -83,7 +84,7 @@ def test_one_video_file_gives_picture_and_sound_of_one_window(folder, tmp_path):
 def test_pictures_are_kept_in_memory_as_bytes(folder):
     data = module(partial(FileSource.read, folder), {"image": IMAGE}, memory=True)
     list(islice(iter(data.train_dataloader()), 2))
-    assert {kept["image"][0].dtype for kept in data.train._memory.values()} == {torch.uint8}
+    assert {kept["image"][0].dtype for kept in data.train.parts[0].dataset._memory.values()} == {torch.uint8}
 
 
 @pytest.mark.parametrize("kind", ["image", "av"])

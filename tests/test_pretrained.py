@@ -17,7 +17,7 @@ from mmldm.codec.pretrained_families import FAMILIES
 from mmldm.codec.pretrained_files import folder_of
 from mmldm.codec.pretrained_mel import PretrainedMelCodec
 from mmldm.commands import codec_import, training
-from mmldm.commands.sources import digest
+from mmldm.commands.digests import digest, fingerprint
 from mmldm.media import AudioMedia, ImageMedia, VideoMedia
 from mmldm.model import Whitening
 from mmldm.pipeline import Pipeline
@@ -294,6 +294,26 @@ def test_log_mels_and_vocoder_are_those_of_the_classes_called_by_hand(folder):
         waveform = vocoder(body.decode(mean).sample[:, 0])
     torch.testing.assert_close(codec.encode(x).mean, mean, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(codec.decode(mean, x.shape[1:])[:, 0], waveform, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [*CLASSES, "AudioLDM"])
+def test_cached_latents_outlive_what_decodes_them_and_nothing_else(kind, folder):
+    codec = mel_codec(folder) if kind == "AudioLDM" else codec_of(kind, folder)
+    x, known = media_of(codec, 1), fingerprint({"x": codec})
+    before = codec.encode(x).mean
+    tensors = [(name, t) for name, t in codec.state_dict().items() if t.is_floating_point()]
+    decoding = [t for name, t in tensors if name.startswith(codec.decoding)]
+    for tensor in decoding:
+        tensor.mul_(1.5).add_(0.1)
+    assert torch.equal(codec.encode(x).mean, before) and fingerprint({"x": codec}) == known and decoding
+    for part in {name.split(".")[1] for name, _ in tensors if not name.startswith(codec.decoding)}:
+        kept = {name: t.clone() for name, t in tensors}
+        for name, tensor in tensors:
+            if name.startswith(f"body.{part}."):
+                tensor.mul_(1.5).add_(0.1)
+        assert not torch.equal(codec.encode(x).mean, before) and fingerprint({"x": codec}) != known, part
+        for name, tensor in tensors:
+            tensor.copy_(kept[name])
 
 
 # ---------------------------------------------------------------- whitening

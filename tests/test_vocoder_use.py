@@ -90,7 +90,7 @@ def test_a_codec_is_the_same_but_for_its_vocoder(runs):
 
 
 def test_latents_do_not_depend_on_the_vocoder(runs):
-    from mmldm.commands.sources import fingerprint
+    from mmldm.commands.digests import fingerprint
 
     part = trained.load_codecs(store.load_model(runs / "codec"))["audio"]
     assert fingerprint({"audio": part.codec}) == fingerprint({"audio": trained.with_vocoder(part, runs / "vocoder").codec})

@@ -185,6 +185,7 @@ class ConvCodec(Codec):
     """
 
     tile = 128
+    decoding = ("body.from_latent", "body.decoder", "body.synthesis", "vocoder")
 
     def __init__(
         self,

@@ -45,6 +45,10 @@ class MelCodec(Codec):
             self.chunk = None
         self.decode_reach = {} if vocoder.reach is None else {"time": vocoder.reach}
 
+    @property
+    def decoding(self) -> tuple[str, ...]:
+        return tuple(f"vocoder.{name}" for name, _ in self.vocoder.named_children() if name != "mel")
+
     def requires_grad_(self, requires_grad: bool = True) -> MelCodec:
         self.vocoder.requires_grad_(requires_grad)
         return self

@@ -23,6 +23,8 @@ class DiffusersCodec(Codec):
     Frozen, until a codec training asks otherwise.
     """
 
+    decoding = ("body.decoder", "body.post_quant_conv", "body.latents_mean", "body.latents_std", "vocoder")
+
     def __init__(self, media: Media, body: nn.Module, grid: Sequence[Axis], chunk: int | None, tile: int | None = None):
         super().__init__()
         self.media, self.body, self.grid, self.axes = media, body, tuple(grid), tuple(grid)

@@ -10,10 +10,15 @@ from pathlib import Path
 USAGE = """usage: mmldm encode MODEL [MODEL …] data.path=DIR out=CACHE [key=value …] [--trust CLASS]
 
 Encodes every file whole, in consecutive windows, with the codecs of trained models, one per stream; train from it with
-data.cache=CACHE.
+data.cache=CACHE. The same command continues what was stopped, adds new files, and makes damaged parts anew.
 
   mmldm encode runs/codec data.path=DIR out=runs/latents
   mmldm train experiment=image_diffusion codec.image=runs/codec data.path=DIR data.cache=runs/latents run=runs/image
+
+  crops=K                 K random clips of each file instead of windows
+  conditions=text_hub     store the frozen encodings of the captions too
+  trainer.devices=N trainer.num_nodes=M     encode on N processes of each of M machines
+  dtype=float16           half the size, the latents rounded
 """
 
 
@@ -22,48 +27,22 @@ def main(argv: list[str]) -> int:
         print(USAGE)
         return 0
     from mmldm import config
+    from mmldm.commands import encoding
     from mmldm.commands.arguments import split_trust
 
     words, trust = split_trust(argv)
-    models = list(itertools.takewhile(lambda word: "=" not in word, words))
-    if not models:
+    models = list(itertools.takewhile(lambda word: "=" not in word and not word.startswith("-"), words))
+    overrides = [*listed("models", models), *listed("trust", trust), *words[len(models) :]]
+    if not any(word.startswith("models=") for word in overrides):
         raise ValueError("wanted a trained model first, got none; mmldm encode MODEL data.path=DIR out=CACHE")
-    cfg = config.compose(words[len(models) :], "encode")
-    config.check(cfg, "encode")
-    count = encode(models, cfg, trust)
-    print(f"{count} clips in {cfg.out}")
+    config.launch(encoding.main, Path(__file__).resolve(), overrides, "encode")
     return 0
 
 
-def encode(models: Sequence[str | Path], cfg, trust: tuple[str, ...] = (), progress: bool = True) -> int:
-    """Write the cache of all streams of the models; returns the number of its clips."""
-    import torch
-
-    from mmldm import store, trained
-    from mmldm.commands.sources import build_source, checked, fingerprint
-    from mmldm.data import write_cache
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    codecs = {}
-    for model in models:
-        for stream, part in trained.load_codecs(store.load_model(model), trust).items():
-            if stream in codecs:
-                raise ValueError(f"wanted one codec per stream, got a second one of {stream} in {model}")
-            codecs[stream] = part.codec.to(device)
-    for codec in codecs.values():
-        codec.media = trained.sized(codec.media, cfg.data.seconds, cfg.data.size)
-    trained.share_seconds(codecs)
-    medias = {stream: codec.media for stream, codec in codecs.items()}
-    source = checked(build_source(cfg.data, medias), cfg.data.max_bad_fraction, progress)
-
-    def posterior(stream: str, x: torch.Tensor):
-        found = codecs[stream].encode(x.to(device))
-        return type(found)(found.mean.cpu(), None if found.std is None else found.std.cpu())
-
-    cache = write_cache(
-        cfg.out, source, medias, posterior, fingerprint(codecs), cfg.batch_size, cfg.data.workers, progress=progress
-    )
-    return len(cache)
+def listed(key: str, values: Sequence[str]) -> list[str]:
+    """The override that sets a list to any words; nothing where there are none."""
+    quoted = ['"' + value.replace('"', '\\"') + '"' for value in values]
+    return [f"{key}=[{','.join(quoted)}]"] if values else []
 
 
 if __name__ == "__main__":

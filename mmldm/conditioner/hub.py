@@ -83,6 +83,8 @@ class HubTextConditioner(Conditioner):
     trained nor part of the trained state; raises ImportError without the extra `text`.
     """
 
+    frozen = ("encoder",)
+
     def __init__(self, key: str, name_or_path: str, max_tokens: int = 64, width: int = 512):
         super().__init__()
         transformers = _transformers()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmldm import keyed
-from mmldm.interfaces import Cond, Conditioner, CondWidths, Reader
+from mmldm.interfaces import Cond, Conditioner, CondWidths, Encoded, Reader
 
 __all__ = ["ConditionSet"]
 
@@ -73,8 +73,11 @@ class ConditionSet(nn.Module):
         return read, present
 
     def encode(self, read: Mapping[str, Any]) -> dict[str, Any]:
-        """What the readers collated -> the frozen encodings (cacheable)."""
-        return {name: c.encode(read[name]) for name, c in self.conditioners.items()}
+        """What the readers collated -> the frozen encodings (cacheable); what is `Encoded` already is taken as it is."""
+        return {
+            name: read[name].value if isinstance(read[name], Encoded) else c.encode(read[name])
+            for name, c in self.conditioners.items()
+        }
 
     def keep(self, key: Sequence[int | str], positions: Sequence[int] | Tensor) -> dict[str, Tensor]:
         """Which rows keep each condition, (B,) bool on CPU; row i is keyed by (*key, positions[i])."""

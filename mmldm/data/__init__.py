@@ -7,13 +7,17 @@ from typing import Any
 
 _HOMES = {
     "batch": ("FieldReaders", "Item", "LoadedBatch"),
-    "cache": ("CacheWriter", "LatentCache"),
-    "cached": ("CachedDataset", "write_cache"),
+    "buckets": ("Bucket", "Buckets", "Headers", "bucket_table", "survey"),
+    "cache": ("LatentCache",),
+    "cache_encodings": ("EncodingWriter", "StoredEncodings"),
+    "cache_writer": ("CacheWriter", "Together", "begin", "write_cache"),
+    "cached": ("CachedDataset",),
     "check": ("Report", "Verdict"),
     "datamodule": ("DataModule",),
     "dataset": ("Clips", "MediaDataset", "windows"),
     "manifest": ("Manifest", "read_manifest"),
-    "order": ("Order", "PositionSampler", "SpanSampler"),
+    "mixture": ("Member", "Mixture"),
+    "order": ("Interleave", "MixedOrder", "Order", "PositionSampler", "SpanSampler"),
     "source": ("FileSource", "Source", "split"),
 }
 

@@ -1,253 +1,233 @@
-"""Posteriors on disk: shards of safetensors with an index, addressed by content, written atomically, read by memory map."""
+"""The cache of latents: posteriors in shards, addressed by content, and which of them each clip of a data set is.
+
+A folder holds index.json (the parts that made it), items.safetensors (the items and clips that are wanted), shards
+(`latents-….safetensors`: entries by address) and places.safetensors (where each clip is: derived from the others).
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmldm.data.cache_index import open_index
+from mmldm.data.cache_shard import DTYPES, Shard, address, flat, head, save, shards_of
 from mmldm.data.dataset import Clips
+from mmldm.data.packed import Packed
 from mmldm.interfaces import Posterior
 
-__all__ = ["CacheWriter", "LatentCache"]
+__all__ = ["LATENTS", "LatentCache", "clip_addresses", "write_items", "write_places"]
 
-FORMAT = 1
-INDEX, ROWS = "index.json", "rows.jsonl"
-
-
-def _plain(value: Any) -> Any:
-    """What json cannot write (numpy scalars, arrays, tensors) as plain values."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+ITEMS, PLACES, LATENTS = "items.safetensors", "places.safetensors", "latents"
 
 
-def _address(key: str, start: float) -> tuple[str, float]:
-    """What a shard calls a clip."""
-    return hashlib.sha256(key.encode()).hexdigest(), float(start)
+def clip_addresses(parts: Mapping[str, Any], keys: Sequence[str], clips: Clips) -> np.ndarray:
+    """The addresses (N, 32) of clips: what their latents depend on, the digest of the item's content, and where each begins."""
+    made = address(parts).hex()
+    told = [address(made, keys[i], start) for i, start in zip(clips.index, clips.start.tolist(), strict=True)]
+    return np.frombuffer(bytearray(b"".join(told)), dtype=np.uint8).reshape(-1, 32)
 
 
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+# ---------------------------------------------------------------- what is wanted
 
 
-def _read_index(folder: Path, fingerprint: Mapping[str, Any] | None) -> dict[str, Any]:
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(
-            f"wanted a folder of cached latents, got {folder}: it has no {INDEX}; make one with `mmldm encode`"
-        ) from None
-    if index.get("format") != FORMAT:
-        raise ValueError(f"{folder}: wanted a cache of format {FORMAT}, got {index.get('format')}")
-    if fingerprint is not None:
-        wanted, found = json.loads(json.dumps(fingerprint, default=_plain)), index["fingerprint"]
-        names = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
-        if names:
-            told = "; ".join(f"{name}: wanted {wanted.get(name)}, the cache has {found.get(name)}" for name in names)
-            raise ValueError(f"{folder}: these latents were made by other parts ({told}); encode into another folder")
-    return index
+def write_items(folder: Path, keys: Sequence[str], rows: Sequence[Mapping[str, Any]], seconds: Sequence[float | None],
+                clips: Clips, addresses: np.ndarray) -> None:  # fmt: skip
+    """Write what the items are, in the source's order, and the clips (with addresses (N, 32)) that are wanted of them."""
+    items = Packed.of({"key": k, "row": row} for k, row in zip(keys, rows, strict=True))
+    files: dict[str, int] = {}
+    tensors = {
+        "group": np.array(
+            [files.setdefault(row.get("file", str(i)), len(files)) for i, row in enumerate(rows)], dtype=np.int64
+        ),
+        "text": items.text,
+        "ends": items.ends,
+        "seconds": np.array([np.nan if s is None else s for s in seconds], dtype=np.float64),
+        "item": clips.index.astype(np.int64),
+        "start": clips.start.astype(np.float64),
+        "address": addresses,
+    }
+    digest = hashlib.sha256(b"".join(array.tobytes() for array in tensors.values())).hexdigest()
+    (folder / PLACES).unlink(missing_ok=True)
+    save(folder / ITEMS, {name: torch.from_numpy(array) for name, array in tensors.items()}, {"facts": digest})
 
 
-class CacheWriter:
-    """Adds posteriors to a cache folder; re-opening it continues, and refuses another `fingerprint` (codec digests, media).
+class _Rows(Packed):
+    """The fields of the items."""
 
-    A clip is addressed by (`key` of its item's content, `start` in seconds). A batch becomes durable when the shard it is
-    in is written, all its streams at once: on `shard_bytes`, `flush` or `close`.
+    def _value(self, index: int) -> dict[str, Any]:
+        return super()._value(index)["row"]
+
+
+# ---------------------------------------------------------------- where it is
+
+
+def find_clips(folder: Path, addresses: np.ndarray) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Where the clips of these addresses (N, 32) are, read from all shards: (arrays of places.safetensors, its facts).
+
+    Raises ValueError where clips are missing or a shard is damaged.
     """
-
-    def __init__(self, folder: str | Path, fingerprint: Mapping[str, Any], shard_bytes: int = 256 << 20):
-        self.folder, self.shard_bytes = Path(folder), shard_bytes
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if (self.folder / INDEX).exists():
-            self._index = _read_index(self.folder, fingerprint)
-        else:
-            plain = json.loads(json.dumps(fingerprint, default=_plain))
-            self._index = {"format": FORMAT, "fingerprint": plain, "shards": [], "faults": []}
-            self._commit()
-        self._there = {clip for shard in self._index["shards"] for clip in _clips(load_file(self.folder / shard["file"]))}
-        self._faults = {(key, start) for key, start, _ in self._index["faults"]}
-        self._clear()
-
-    def _clear(self) -> None:
-        self._clips: list[tuple[str, float]] = []
-        self._parts: dict[str, list[Tensor]] = {}
-        self._bytes = 0
-
-    def rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write what the items are, in the source's order: {"key", "seconds", "starts": their windows, "row": their fields}."""
-        _write(self.folder / ROWS, "".join(json.dumps(r, ensure_ascii=False, default=_plain) + "\n" for r in rows))
-
-    def has(self, key: str, start: float) -> bool:
-        """True where the clip is stored, waits to be, or is known to be unreadable."""
-        clip = _address(key, start)
-        return clip in self._there or clip in self._faults
-
-    def fault(self, key: str, start: float, reason: str) -> None:
-        """Remember a clip that cannot be read."""
-        clip = _address(key, start)
-        self._index["faults"].append([*clip, reason])
-        self._faults.add(clip)
-
-    def add(self, keys: Sequence[str], starts: Sequence[float] | Tensor, latents: Mapping[str, Posterior],
-            valid: Mapping[str, Tensor]) -> None:  # fmt: skip
-        """Store a batch of clips: latents[stream] of (B, D, *L), valid[stream] (B, axes), all 0 where the stream is absent."""
-        shapes = {s: tuple(p.mean.shape[1:]) for s, p in latents.items()}
-        if any(f"{s}/mean" in self._parts and self._parts[f"{s}/mean"][0].shape[1:] != shape for s, shape in shapes.items()):
-            self.flush()
-        for stream, posterior in latents.items():
-            rows = valid[stream].cpu().reshape(len(keys), -1).ne(0).any(1).nonzero()[:, 0]
-            parts = {"mean": posterior.mean, "std": posterior.std, "valid": valid[stream]}
-            parts = {name: part.detach().cpu()[rows].contiguous() for name, part in parts.items() if part is not None}
-            parts["clip"] = rows + len(self._clips)
-            for name, part in parts.items():
-                self._parts.setdefault(f"{stream}/{name}", []).append(part)
-                self._bytes += part.nbytes
-        new = [_address(key, start) for key, start in zip(keys, starts, strict=True)]
-        self._clips += new
-        self._there.update(new)
-        if self._bytes >= self.shard_bytes:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what waits as one shard."""
-        if self._clips:
-            tensors = {name: torch.cat(parts) for name, parts in self._parts.items()}
-            tensors["key"] = torch.tensor([list(bytes.fromhex(key)) for key, _ in self._clips], dtype=torch.uint8)
-            tensors["start"] = torch.tensor([start for _, start in self._clips], dtype=torch.float64)
-            name = f"{len(self._index['shards']):05d}.safetensors"
-            save_file(tensors, self.folder / (name + ".part"))
-            os.replace(self.folder / (name + ".part"), self.folder / name)
-            self._index["shards"].append({"file": name, "clips": len(self._clips)})
-        self._commit()
-        self._clear()
-
-    def _commit(self) -> None:
-        _write(self.folder / INDEX, json.dumps(self._index, indent=1))
-
-    def close(self) -> None:
-        """Write what waits."""
-        self.flush()
-
-    def __enter__(self) -> CacheWriter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    files = shards_of(folder, LATENTS)
+    shards = [Shard(folder / file) for file in files]
+    sizes = np.array([len(shard.addresses) for shard in shards], dtype=np.int64)
+    there = flat(np.concatenate([s.addresses for s in shards])) if shards else np.zeros(0, dtype="S32")
+    bad = np.concatenate([s.unreadable for s in shards]) if shards else np.zeros(0, dtype=bool)
+    order, wanted = np.lexsort((bad, there)), flat(addresses)  # of several entries one that could be read
+    place = np.searchsorted(there, wanted, sorter=order)
+    place = np.append(order, -1)[place]
+    found = (place >= 0) & (there[place] == wanted) if len(there) else np.zeros(len(wanted), dtype=bool)
+    if not found.all():
+        raise ValueError(
+            f"{folder}: wanted {len(wanted)} clips, {int((~found).sum())} are missing; run `mmldm encode` again: it continues"
+        )
+    first = np.cumsum(sizes) - sizes
+    shard = np.searchsorted(first + sizes, place, side="right")
+    shapes: list[dict[str, list[int]]] = []
+    of_shard = [_shape_number(s, shapes) for s in shards]
+    told = [{"file": file, "head": head(folder / file), "shape": n} for file, n in zip(files, of_shard, strict=True)]
+    streams = sorted({name for shape in shapes for name in shape})
+    numbers = {"shard": shard, "entry": place - first[shard], "shape": np.array(of_shard, dtype=np.int64)[shard]}
+    arrays = {name: torch.from_numpy(array.astype(np.int32)) for name, array in numbers.items()}
+    for stream in streams:
+        axes = next(s.shape(f"{stream}/valid")[1] for s in shards if f"{stream}/valid" in s)
+        row = [_of(s, f"{stream}/row", lambda n: torch.full((n,), -1, dtype=torch.int32)) for s in shards]
+        valid = [_of(s, f"{stream}/valid", lambda n, a=axes: torch.zeros(n, a, dtype=torch.int32)) for s in shards]
+        arrays[f"{stream}/row"], arrays[f"{stream}/valid"] = torch.cat(row)[place], torch.cat(valid)[place]
+    with_std = sorted({name.removesuffix("/std") for shard in shards for name in shard.names if name.endswith("/std")})
+    return arrays, {"shards": told, "shapes": shapes, "with_std": with_std, "unused": len(np.setdiff1d(there, wanted))}
 
 
-def _clips(tensors: Mapping[str, Tensor]) -> list[tuple[str, float]]:
-    keys = tensors["key"].numpy()
-    return [(key.tobytes().hex(), start) for key, start in zip(keys, tensors["start"].tolist(), strict=True)]
+def write_places(folder: Path) -> dict[str, Any]:
+    """Write where the clips of items.safetensors are; returns the facts."""
+    items = Shard(folder / ITEMS)
+    arrays, facts = find_clips(folder, items["address"].numpy())
+    save(folder / PLACES, arrays, {"facts": {**facts, "items": items.facts}})
+    return facts
 
 
-class _Stream:
-    """The stored rows of one stream over all shards: in memory as one tensor where they fit and agree in shape, else mapped."""
+def _of(shard: Shard, name: str, otherwise: Any) -> Tensor:
+    return shard[name] if name in shard else otherwise(len(shard.addresses))
 
-    def __init__(self, shards: list[dict[str, Tensor]], stream: str, in_memory: bool):
-        self.mean, self.std = ([s[f"{stream}/{part}"] for s in shards if f"{stream}/{part}" in s] for part in ("mean", "std"))
-        self.ends = np.cumsum([len(m) for m in self.mean])
-        self.shapes = {tuple(m.shape[1:]) for m in self.mean}
-        if in_memory and len(self.shapes) == 1:
-            self.mean = [torch.cat(self.mean)]
-            self.std = [torch.cat(self.std)] if self.std else []
-            self.ends = self.ends[-1:]
 
-    def rows(self, rows: np.ndarray) -> Posterior:
-        """Posterior (B, D, *L) of these rows; row -1 (absent) is zeros."""
-        absent = rows < 0
-        if not self.ends[-1]:
-            nothing = torch.zeros(len(rows), *self.mean[0].shape[1:])
-            return Posterior(nothing, nothing.clone() if self.std else None)
-        rows = np.where(absent, 0, rows)
-        mean, std = self._gather(self.mean, rows), self._gather(self.std, rows) if self.std else None
-        if absent.any():
-            mean[absent] = 0
-            std = None if std is None else std.index_fill(0, torch.from_numpy(np.flatnonzero(absent)), 0)
-        return Posterior(mean, std)
+def _shape_number(shard: Shard, shapes: list[dict[str, list[int]]]) -> int:
+    """The number of a shard's latent shapes by stream; 0 where nothing in it could be read."""
+    shape = {name.removesuffix("/mean"): list(shard.shape(name)[1:]) for name in shard.names if name.endswith("/mean")}
+    if shape and shape not in shapes:
+        shapes.append(shape)
+    return shapes.index(shape) if shape else 0
 
-    def _gather(self, parts: list[Tensor], rows: np.ndarray) -> Tensor:
-        if len(parts) == 1:
-            return parts[0].index_select(0, torch.from_numpy(rows))
-        part = np.searchsorted(self.ends, rows, side="right")
-        begins = self.ends - np.array([len(p) for p in parts])
-        return torch.stack([parts[p][r - begins[p]] for p, r in zip(part.tolist(), rows.tolist(), strict=True)])
+
+def _numbers(tensor: Tensor) -> np.ndarray:
+    """A tensor as an array of the same memory, bfloat16 as the integers of its bits."""
+    return (tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
 
 class LatentCache:
-    """A cache folder, open for reading: `items` (what the source's items were) and `clips`, the windows of all items in order.
+    """A cache folder, open for reading: its items (`rows`, `key`, `seconds`) and `clips`, the windows of all items in order.
 
-    `items[i]` is {"key", "seconds", "starts", "row"}; `unreadable` (clips,) is True where a clip could not be decoded.
-    Loaded into memory where it is smaller than `memory_bytes`. Raises ValueError where the fingerprint differs or clips
-    are missing.
+    `unreadable` (clips,) is True where a clip could not be decoded; `shape_of` (clips,) numbers the `shapes`, each {stream:
+    (D, *L)}; items of one file have one number in `groups`; `unused` entries of the folder belong to no item. Latents stay on
+    the disk, mapped. Raises ValueError where `parts` made other latents, or clips are missing.
     """
 
-    def __init__(self, folder: str | Path, fingerprint: Mapping[str, Any] | None = None, memory_bytes: int = 8 << 30):
+    def __init__(self, folder: str | Path, parts: Mapping[str, Any] | None = None):
         self.folder = Path(folder)
-        index = _read_index(self.folder, fingerprint)
-        self.fingerprint: dict[str, Any] = index["fingerprint"]
-        if not (self.folder / ROWS).exists():
-            raise ValueError(f"{self.folder}: wanted a finished cache, got one without {ROWS}; run `mmldm encode` again")
-        with open(self.folder / ROWS, encoding="utf-8") as lines:
-            self.items: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        shards = [load_file(self.folder / shard["file"]) for shard in index["shards"]]
-        bad = {(key, start) for key, start, _ in index["faults"]}
-        wanted = [_address(item["key"], start) for item in self.items for start in item["starts"]]
-        place = {clip: i for i, clip in enumerate(clip for shard in shards for clip in _clips(shard))}
-        missing = [clip for clip in wanted if clip not in place and clip not in bad]
-        if missing or not place:
-            raise ValueError(f"{self.folder}: wanted {len(wanted)} clips, {len(missing)} are missing; run `mmldm encode` again")
-        self.clips = Clips(np.repeat(np.arange(len(self.items)), [len(item["starts"]) for item in self.items]),
-                           np.array([start for item in self.items for start in item["starts"]], dtype=np.float64))  # fmt: skip
-        self.unreadable = np.array([clip not in place for clip in wanted])
-        self.bytes = sum(t.nbytes for shard in shards for t in shard.values())
-        self._open(shards, np.array([place.get(clip, -1) for clip in wanted]), self.bytes <= memory_bytes)
+        index = open_index(self.folder, parts)
+        self.parts: dict[str, Any] = index["parts"]
+        if not (self.folder / ITEMS).is_file():
+            raise ValueError(f"{self.folder}: wanted a finished cache, got one without {ITEMS}; run `mmldm encode` again")
+        items = Shard(self.folder / ITEMS)
+        arrays, facts = self._places(items)
+        packed = items["text"].numpy(), items["ends"].numpy()
+        self._items, self._rows, self._seconds = Packed(*packed), _Rows(*packed), items["seconds"].numpy()
+        self.clips = Clips(items["item"].numpy(), items["start"].numpy())
+        self.unused: int = facts["unused"]
+        self.shapes = [{stream: tuple(shape) for stream, shape in shapes.items()} for shapes in facts["shapes"]]
+        self.streams: tuple[str, ...] = tuple(sorted({stream for shapes in self.shapes for stream in shapes}))
+        self.shape_of, self._shard = arrays["shape"].numpy(), arrays["shard"].numpy()
+        self._entry = arrays["entry"].numpy()
+        self._row = {stream: arrays[f"{stream}/row"].numpy() for stream in self.streams}
+        self._valid = {stream: arrays[f"{stream}/valid"] for stream in self.streams}
+        self.unreadable = np.logical_and.reduce([row < 0 for row in self._row.values()])
+        if not self.streams:
+            raise ValueError(f"{self.folder}: wanted latents, got none: not one of {len(self.clips)} clips could be read")
+        self._files = [shard["file"] for shard in facts["shards"]]
+        self._with_std, self.groups = set(facts["with_std"]), items["group"].numpy()
+        self._dtype = DTYPES[index["dtype"]]
+        self._shards: dict[int, Shard] = {}
+        self._arrays: dict[tuple[int, str], np.ndarray] = {}
 
-    def _open(self, shards: list[dict[str, Tensor]], place: np.ndarray, in_memory: bool) -> None:
-        names = sorted({name.split("/")[0] for shard in shards for name in shard if name.endswith("/mean")})
-        sizes = [len(shard["start"]) for shard in shards]
-        self._streams, self._row, self._valid = {}, {}, {}
-        for name in names:
-            self._streams[name] = _Stream(shards, name, in_memory)
-            first = np.cumsum([0, *sizes[:-1]])
-            there = np.concatenate(
-                [s[f"{name}/clip"].numpy() + f for s, f in zip(shards, first, strict=True) if f"{name}/clip" in s]
-            )
-            row = np.full(sum(sizes) + 1, -1)
-            row[there] = np.arange(len(there))
-            self._row[name] = row[place]  # place -1 reads the last, which is -1
-            stored = torch.cat([s[f"{name}/valid"] for s in shards if f"{name}/valid" in s])
-            stored = torch.cat([stored, stored.new_zeros(1, *stored.shape[1:])])
-            self._valid[name] = stored[torch.from_numpy(self._row[name])]
+    def _places(self, items: Shard) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+        """Where the clips are: as it was written, or found anew from the shards."""
+        if (self.folder / PLACES).is_file():
+            places = Shard(self.folder / PLACES)
+            if places.facts["items"] == items.facts:
+                for shard in places.facts["shards"]:
+                    if (found := head(self.folder / shard["file"])) != shard["head"]:
+                        what = "size" if found.split("-")[0] != shard["head"].split("-")[0] else "header"
+                        raise ValueError(
+                            f"{self.folder / shard['file']} is damaged (its {what} differs); "
+                            "run `mmldm encode` again: it makes this part anew"
+                        )
+                return places, places.facts
+        return find_clips(self.folder, items["address"].numpy())
+
+    def __reduce__(self):
+        return LatentCache, (self.folder,)
 
     @property
-    def streams(self) -> tuple[str, ...]:
-        """The names of the cached streams."""
-        return tuple(self._streams)
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> Sequence[dict[str, Any]]:
         """The fields of the items."""
-        return [item["row"] for item in self.items]
+        return self._rows
+
+    def key(self, index: int) -> str:
+        """What identifies an item's content."""
+        return self._items[index]["key"]
+
+    def seconds(self, index: int) -> float | None:
+        """Duration of an item; None for a still."""
+        seconds = float(self._seconds[index])
+        return None if np.isnan(seconds) else seconds
 
     def __len__(self) -> int:
         """Clips."""
         return len(self.clips)
 
+    def reason(self, entry: int) -> str:
+        """Why a clip could not be read."""
+        return self._open(int(self._shard[entry])).facts.get(str(int(self._entry[entry])), "unknown")
+
     def batch(self, entries: Sequence[int] | np.ndarray) -> tuple[dict[str, Posterior], dict[str, Tensor]]:
-        """Clip numbers -> (latents, valid) by stream; an absent stream is zeros with valid 0."""
+        """Clip numbers of one shape -> (latents, valid) by stream, float32; an absent stream is zeros with valid 0."""
         entries = np.asarray(entries, dtype=np.int64)
+        numbers = np.unique(self.shape_of[entries])
+        if len(numbers) != 1:
+            raise ValueError(f"wanted clips of one shape of latents, got {[self.shapes[n] for n in numbers]}")
+        shard, shapes = self._shard[entries], self.shapes[numbers[0]]
         picked = torch.from_numpy(entries)
-        return ({s: stream.rows(self._row[s][entries]) for s, stream in self._streams.items()},
-                {s: valid[picked] for s, valid in self._valid.items()})  # fmt: skip
+        latents = {s: self._posterior(s, shapes[s], shard, self._row[s][entries]) for s in self.streams}
+        return latents, {s: self._valid[s][picked].long() for s in self.streams}
+
+    def _posterior(self, stream: str, shape: tuple[int, ...], shard: np.ndarray, row: np.ndarray) -> Posterior:
+        places = [(i, int(shard[i]), int(row[i])) for i in np.flatnonzero(row >= 0)]
+        mean, std = (torch.zeros(len(row), *shape, dtype=self._dtype) for _ in range(2))
+        for part, into in (("mean", _numbers(mean)), ("std", _numbers(std)))[: 2 if stream in self._with_std else 1]:
+            for i, number, r in places:
+                into[i] = self._array(number, f"{stream}/{part}")[r]
+        return Posterior(mean.float(), std.float() if stream in self._with_std else None)
+
+    def _array(self, number: int, name: str) -> np.ndarray:
+        """A tensor of a shard as an array, mapped."""
+        if (number, name) not in self._arrays:
+            self._arrays[number, name] = _numbers(self._open(number)[name])
+        return self._arrays[number, name]
+
+    def _open(self, number: int) -> Shard:
+        if number not in self._shards:
+            self._shards[number] = Shard(self.folder / self._files[number])
+        return self._shards[number]

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mmldm.data.files import Files, file_of, suffix_of
 from mmldm.interfaces import Info, Media, MediaError
 from mmldm.media import SUFFIXES
 
@@ -24,14 +25,15 @@ __all__ = ["Report", "Verdict", "check", "examine"]
 VERB = re.compile(r"\b[a-z]+ed\b")  # what a plan says it does: resampled, scaled and cropped, …
 ABSENT = re.compile(r"\bhas no (\w+)( stream)?$")
 TAIL = ("absent", "dropped", "seconds")  # the last columns of the table
+AHEAD = 4096  # files whose headers are waited for together
 LISTED = 20  # dropped files named in an error message
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What a row's header says: per stream its Info and plan, or the reason why the stream is absent."""
 
-    row: dict[str, Any]
+    row: Mapping[str, Any]
     infos: dict[str, Info]
     plans: dict[str, list[str]]
     reasons: dict[str, str]
@@ -54,25 +56,26 @@ class Verdict:
 
     def _lacks(self, reason: str) -> bool:
         named = ABSENT.search(reason)
-        return bool(named) and Path(self.row["file"]).suffix.lower() not in SUFFIXES.get(named[1], ())
+        return bool(named) and suffix_of(self.row["file"]) not in SUFFIXES.get(named[1], ())
 
 
-def examine(row: Mapping[str, Any], media: Mapping[str, Media]) -> Verdict:
+def examine(row: Mapping[str, Any], media: Mapping[str, Media], files: Files) -> Verdict:
     """Read the header of a row's file for every stream."""
     infos, plans, reasons = {}, {}, {}
-    suffix = Path(row["file"]).suffix.lower()
     for stream, kind in media.items():
+        file = file_of(row, stream)
+        suffix = suffix_of(file)
         if suffix not in kind.suffixes:
             reasons[stream] = f"{suffix or 'no suffix'} has no {stream}"
             continue
         try:
-            infos[stream] = kind.probe(row["file"])
+            infos[stream] = files.probe(file, kind)
             plans[stream] = kind.plan(infos[stream])
         except MediaError as error:
             reasons[stream] = error.reason
         except OSError as error:
             reasons[stream] = error.strerror or str(error)
-    return Verdict(dict(row), {s: i for s, i in infos.items() if s in plans}, plans, reasons)
+    return Verdict(row, {s: i for s, i in infos.items() if s in plans}, plans, reasons)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Report:
         return [v for v in self.verdicts if v.usable]
 
     @property
-    def usable(self) -> list[dict[str, Any]]:
+    def usable(self) -> list[Mapping[str, Any]]:
         """The rows that can be used."""
         return [v.row for v in self.accepted]
 
@@ -133,24 +136,29 @@ class Report:
             table.add_row("duration" if name == "seconds" else name, *cells)
         return table
 
-    def write(self, path: str | Path) -> Path:
-        """Every count and every dropped, absent or ignored file with its reason, as JSON (.json) or text."""
+    def write(self, path: str | Path, buckets: Sequence[Mapping[str, Any]] = ()) -> Path:
+        """Every count and every dropped, absent or ignored file with its reason, as JSON (.json) or text.
+
+        `buckets`: lines of a table with the names of their files.
+        """
         path = Path(path)
         absent = [(v.row["file"], s, v.reasons[s]) for v in self.accepted for s in self.streams if s in v.reasons]
         if path.suffix == ".json":
             facts = {"wanted": self.wanted, "usable": len(self.usable), "streams": self.counts(),
                      "dropped": [{"file": f, "reason": r} for f, r in self.dropped],
                      "absent": [{"file": f, "stream": s, "reason": r} for f, s, r in absent],
-                     "ignored": [{"file": f, "reason": r} for f, r in self.ignored]}  # fmt: skip
+                     "ignored": [{"file": f, "reason": r} for f, r in self.ignored],
+                     **({"buckets": list(buckets)} if buckets else {})}  # fmt: skip
             text = json.dumps(facts, indent=1, ensure_ascii=False)
         else:
             lines = [
                 f"{stream}: " + ", ".join(f"{n} {name}" for name, n in row.items()) for stream, row in self.counts().items()
             ]
             lines += [f"dropped\t{f}\t{r}" for f, r in self.dropped] + [f"absent\t{f}\t{s}: {r}" for f, s, r in absent]
-            text = "\n".join(lines + [f"ignored\t{f}\t{r}" for f, r in self.ignored])
+            lines += [f"ignored\t{f}\t{r}" for f, r in self.ignored]
+            text = "\n".join(lines + [f"{line['bucket']}\t{file}" for line in buckets for file in line["files"]])
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
+        path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")  # of file names that are no Unicode
         return path
 
     def require(self, max_bad_fraction: float) -> None:
@@ -180,12 +188,14 @@ def check(
     progress: bool = True,
     missing: Sequence[tuple[str, str]] = (),
     unlisted: Sequence[tuple[str, str]] = (),
+    files: Files | None = None,
 ) -> Report:
     """Read the headers of all rows in parallel threads; the order of the rows is kept."""
+    files = files or Files()
     max_workers = max_workers or min(16, 4 * (os.cpu_count() or 1))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with ThreadPoolExecutor(max_workers) as pool, Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-        verdicts = list(
-            bar.track(pool.map(lambda row: examine(row, media), rows), total=len(rows), description="reading headers")
-        )
+        parts = (rows[first : first + AHEAD] for first in range(0, len(rows), AHEAD))
+        found = (verdict for part in parts for verdict in pool.map(lambda row: examine(row, media, files), part))
+        verdicts = list(bar.track(found, total=len(rows), description="reading headers"))
     return Report(verdicts, tuple(media), list(missing), list(unlisted))

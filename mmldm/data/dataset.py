@@ -62,8 +62,8 @@ def windows(source: Source, media: Mapping[str, Media], rows: Sequence[int] | np
 
 
 def row_fields(row: Mapping[str, Any], seconds: float | None, start: float) -> dict[str, Any]:
-    """The fields a reader can ask for: the row's own, and `seconds` (of the whole item) and `start` (of the clip)."""
-    return {"seconds": seconds, "start": start, **row}
+    """The fields a reader can ask for: the row's own, `seconds` (of the whole item, as measured) and `start` (of the clip)."""
+    return {**row, "seconds": row.get("seconds") if seconds is None else seconds, "start": start}
 
 
 def replacement(seed: int, position: int, attempt: int, size: int) -> int:

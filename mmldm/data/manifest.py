@@ -8,12 +8,14 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Manifest", "read_manifest"]
+from mmldm.data.files import is_remote, suffix_of
+
+__all__ = ["Manifest", "described", "read_manifest"]
 
 CAPTIONS = ("text", "caption", "prompt")
 FILES = ("file_name", "file", "path")
@@ -108,6 +110,8 @@ def _read_folder(root: Path, suffixes: set[str]):
                 loose.append((folder, name, names))
             elif name not in METADATA:
                 seen[suffix] += 1
+                if suffix == ".tar":
+                    ignored.append((os.path.join(folder, name), "a shard among other files: read it as data of its own"))
     listed = {row["file"] for row in rows}
     for folder, name, names in loose:
         file = os.path.join(folder, name)
@@ -154,27 +158,31 @@ def _read_table(path: Path, suffixes: set[str]):
         column = next((c for c in FILES if record.get(c)), None)
         if column is None or not isinstance(record[column], str):
             raise ValueError(f"{path}, line {line}: wanted a path in one of the columns {', '.join(FILES)}, got {list(record)}")
-        file = os.path.abspath(path.parent / record[column])
-        if Path(file).suffix.lower() not in suffixes:
-            ignored.append((file, f"{Path(file).suffix or 'no suffix'}: another kind of file ({path.name}, line {line})"))
-        elif not os.path.isfile(file):
+        file = record[column] if is_remote(record[column]) else os.path.abspath(path.parent / record[column])
+        if suffix_of(file) not in suffixes:
+            ignored.append((file, f"{suffix_of(file) or 'no suffix'}: another kind of file ({path.name}, line {line})"))
+        elif not is_remote(file) and not os.path.isfile(file):
             skipped.append((file, f"no such file ({path.name}, line {line})"))
         else:
             rows.append(_row(file, {k: v for k, v in record.items() if k != column}, path.parent))
     return rows, skipped, ignored
 
 
-def _row(file: str, record: dict[str, Any], folder: Path) -> dict[str, Any]:
+def described(file: str, record: Mapping[str, Any], text: str | None = None) -> dict[str, Any]:
+    """The row of a file from the fields that some table has of it; `text` is its caption where the fields have none."""
     caption = next((c for c in CAPTIONS if record.get(c) not in (None, "")), None)
-    text = _sidecar(file) if caption is None else str(record[caption])
     label = record.get("label")
-    row = {"file": file, "text": text, "label": None if label in (None, "") else str(label)}
-    for name, value in record.items():
-        if name in (caption, "text", "label", "file"):
-            continue
-        if name.endswith(("_file", "_file_name")) and value:
-            value = os.path.abspath(folder / value)
-        row[name] = value
+    row = {"file": file, "text": text if caption is None else str(record[caption]),
+           "label": None if label in (None, "") else str(label)}  # fmt: skip
+    return row | {name: value for name, value in record.items() if name not in (caption, "text", "label", "file")}
+
+
+def _row(file: str, record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    captioned = any(record.get(c) not in (None, "") for c in CAPTIONS)
+    row = described(file, record, None if captioned or is_remote(file) else _sidecar(file))
+    for name, value in row.items():
+        if name.endswith(("_file", "_file_name")) and isinstance(value, str) and value and not is_remote(value):
+            row[name] = os.path.abspath(folder / value)
     return row
 
 

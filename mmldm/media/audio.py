@@ -99,7 +99,7 @@ class AudioMedia(Media):
             blocks = list(_contiguous(self._placed(container, stream, native, begin, stop), begin, stop))
             end = blocks[-1][1] / native if blocks else 0.0
             self._check_end(container, stream, path, start, end, start + self.seconds)
-        sound = np.concatenate([np.zeros((self.channels, 0), np.float32), *(block for block, _ in blocks)], 1)
+        sound = _finite(np.concatenate([np.zeros((self.channels, 0), np.float32), *(block for block, _ in blocks)], 1))
         sound = np.pad(sound[:, : stop - begin], ((0, 0), (0, max(0, stop - begin - sound.shape[1]))))
         x = torch.from_numpy(resample(sound, native, self.rate)[:, skip : skip + self.samples])
         x = torch.nn.functional.pad(x, (0, self.samples - x.shape[1])).clamp(-1, 1)
@@ -120,7 +120,7 @@ class AudioMedia(Media):
             begin, skip = self._before(start, native)
             resampled, count, end = _Resampler(native, self.rate, self.channels), -skip, 0.0
             for block, place in _contiguous(self._placed(container, stream, native, begin), begin, most=GAP * native):
-                x, end = resampled(block), place / native
+                x, end = resampled(_finite(block)), place / native
                 yield torch.from_numpy(x[:, max(0, -count) :]).clamp(-1, 1)
                 count += x.shape[1]
             self._check_end(container, stream, path, start, end)
@@ -229,7 +229,12 @@ def _contiguous(
             yield block, end
         part = part[:, max(0, now - place) :]
         now += part.shape[1]
-        yield np.nan_to_num(part, posinf=1.0, neginf=-1.0), end
+        yield part, end
+
+
+def _finite(sound: np.ndarray) -> np.ndarray:
+    """Samples in [-1, 1] as they are; what is no number is silence."""
+    return np.nan_to_num(sound, posinf=1.0, neginf=-1.0)
 
 
 class _Resampler:
@@ -279,7 +284,8 @@ def _mixed(frame: AudioFrame, channels: int, mixer: AudioResampler) -> np.ndarra
     if values.dtype == np.uint8:
         values = (values.astype(np.float32) - 128) / 128
     elif values.dtype.kind == "i":
-        values = values.astype(np.float64) / 2.0 ** (8 * values.dtype.itemsize - 1)
+        values = values * np.float32(2.0 ** (1 - 8 * values.dtype.itemsize))
     if here == channels:
-        return values.astype(np.float32)
-    return np.repeat(values.mean(0, keepdims=True), channels, 0).astype(np.float32)
+        return values.astype(np.float32, copy=False)
+    one = (values[0] + values[1]) * 0.5 if here == 2 else values[0]
+    return np.repeat(one[None].astype(np.float32, copy=False), channels, 0)

@@ -226,8 +226,8 @@ def _frames(
 
 def _time(frame: Frame, before: float | None, zero: float, stream: Stream) -> float:
     """Presentation time since the file's zero; where the container has none, one frame after the one before."""
-    if frame.pts is not None and frame.time_base:
-        time = float(frame.pts * frame.time_base) - zero
+    if frame.time is not None:
+        time = frame.time - zero
         return time if before is None else max(time, before)
     if before is None:
         return 0.0

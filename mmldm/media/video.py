@@ -19,6 +19,7 @@ from torch import Tensor
 from mmldm.interfaces import Clip, Info, Media, MediaError, Preview
 from mmldm.media import encode
 from mmldm.media.container import GAP, decoded, end_of, format_of, length_of, opened, pick, too_short
+from mmldm.media.image import ImageMedia
 from mmldm.media.limits import Limits, unlimited
 
 __all__ = ["VideoMedia"]
@@ -31,13 +32,17 @@ UNSPECIFIED = 2  # FFmpeg's number for a colour space that the file does not nam
 @dataclass(frozen=True)
 class VideoMedia(Media):
     """Video (3, T, H, W) in [-1, 1] at a constant fps: picture k is the last one shown at or before start + k / fps, scaled to
-    cover height x width, cropped at the centre; rotation flags and pixel aspect applied. MP4, MOV, MKV, WebM, AVI, GIF."""
+    cover height x width, cropped at the centre; rotation flags and pixel aspect applied. MP4, MOV, MKV, WebM, AVI, GIF.
+
+    With `stills` the files of ImageMedia are clips of one picture.
+    """
 
     frames: int
     fps: float
     height: int
     width: int
     limits: Limits = field(default_factory=Limits)
+    stills: bool = field(default=False, repr=False)
 
     suffixes = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
     time_axis = 0
@@ -45,6 +50,13 @@ class VideoMedia(Media):
     def __post_init__(self) -> None:
         if min(self.frames, self.height, self.width) < 1 or self.fps <= 0:
             raise ValueError(f"wanted frames, fps, height, width > 0, got {self.frames, self.fps, self.height, self.width}")
+        if self.stills:
+            object.__setattr__(self, "suffixes", tuple(dict.fromkeys((*type(self).suffixes, *ImageMedia.suffixes))))
+
+    def _still(self, path: str | Path) -> ImageMedia | None:
+        """What reads a file that is a single picture."""
+        moves = not self.stills or Path(path).suffix.lower() in type(self).suffixes
+        return None if moves else ImageMedia(self.height, self.width, self.limits)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,6 +72,9 @@ class VideoMedia(Media):
         return replace(self, frames=frames, height=int(height), width=int(width))
 
     def probe(self, path: str | Path) -> Info:
+        if still := self._still(path):
+            info = still.probe(path)
+            return replace(info, shape=(1, *info.shape))
         with opened(path, self.limits) as container:
             stream = pick(container, "video", path, self.limits)
             name, rate = format_of(container, stream), float(stream.average_rate or stream.guessed_rate or 0)
@@ -81,6 +96,8 @@ class VideoMedia(Media):
     def plan(self, info: Info) -> list[str]:
         _, height, width = info.shape
         done = []
+        if info.seconds is None:
+            return ImageMedia(self.height, self.width).plan(replace(info, shape=info.shape[1:]))
         if info.rate is None or abs(info.rate - self.fps) > 1e-3:
             done.append(f"resampled {info.rate or 0:.4g} -> {self.fps:.4g} fps")
         if (height, width) != (self.height, self.width):
@@ -94,6 +111,9 @@ class VideoMedia(Media):
     def load(self, path: str | Path, start: float = 0.0) -> Clip:
         if start < 0:
             raise ValueError(f"wanted start >= 0 seconds, got {start}")
+        if still := self._still(path):
+            x = still.load(path).x[:, None].expand(self.shape)
+            return Clip(x.contiguous(), (1, self.height, self.width))
         with opened(path, self.limits) as container:
             stream = pick(container, "video", path, self.limits)
             self._check(container, stream, path)
@@ -109,6 +129,8 @@ class VideoMedia(Media):
     def stream(self, path: str | Path, samples: int, start: float = 0.0) -> Iterator[Tensor]:
         if start < 0 or samples < 1:
             raise ValueError(f"wanted start >= 0 seconds and samples >= 1, got {start} and {samples}")
+        if self._still(path):
+            return iter([self.load(path).x[:, :1]])
         return unlimited(self)._whole(path, samples, start)
 
     def _whole(self, path: str | Path, samples: int, start: float) -> Iterator[Tensor]:
@@ -213,7 +235,7 @@ class VideoMedia(Media):
 
 def _clip(pictures: list[np.ndarray]) -> Tensor:
     """uint8 (H, W, 3) each -> (3, T, H, W) in [-1, 1]."""
-    return (torch.from_numpy(np.stack(pictures)).permute(3, 0, 1, 2).float() / 127.5 - 1).contiguous()
+    return torch.from_numpy(np.stack(pictures)).permute(3, 0, 1, 2).contiguous().float().div_(127.5).sub_(1)
 
 
 def _duration(frame: VideoFrame, stream) -> float:
