@@ -84,11 +84,14 @@ def launch(task: Callable[[DictConfig], Any], file: str | Path, overrides: Seque
     task raises: of several jobs the first error, when all have run.
     """
     errors: list[Exception] = []
+    process = os.getpid()
 
     def job(cfg: DictConfig) -> None:
         try:
             task(cfg)
         except Exception as error:  # raised below: Hydra would announce it with the overrides first
+            if os.getpid() != process:  # a launcher's job elsewhere
+                raise
             errors.append(error)
 
     sys.argv = [str(file), *overrides]
@@ -106,9 +109,15 @@ def launch(task: Callable[[DictConfig], Any], file: str | Path, overrides: Seque
 
 
 def run_folder(cfg: DictConfig) -> Path:
-    """Where a run writes: cfg.run; what Hydra chose from it in a job of `launch`; its own numbered folder in a multirun."""
+    """Where a run writes: cfg.run; what Hydra chose from it in a job of `launch`; its own numbered folder in a multirun.
+
+    Raises ConfigError where processes that were not started by this one would each choose another.
+    """
     if not HydraConfig.initialized():
         return Path(cfg.run)
+    started = os.environ.get("WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_NTASKS", "1")
+    if int(started) > 1 and "${now:" in str(OmegaConf.to_container(cfg, resolve=False)["run"]):
+        raise ConfigError(f"wanted a folder that {started} processes share, got one named by the clock; choose run=runs/NAME")
     chosen = HydraConfig.get()
     if chosen.mode == RunMode.MULTIRUN:
         return Path(cfg.run) / str(chosen.job.num)
@@ -123,9 +132,11 @@ def _explained(error: Exception, overrides: Sequence[str], config_name: str, con
     if isinstance(error, yaml.YAMLError):
         return ConfigError(f"not valid yaml: {' '.join(str(error).split())}")
     if isinstance(error, OverrideParseException):
-        return ConfigError(f"cannot read the override {error.override!r}: {str(error).splitlines()[0]}")
+        return ConfigError(f"cannot read the override {error.override!r}; write KEY=VALUE without spaces around the =")
     if found := re.search(r"(?:Could not override|Could not delete from config\.) '([^']+)'", text):
         key = found[1].split("@")[0]
+        if key in _groups(config_dirs):
+            return ConfigError(f"{key} is no part of this configuration; leave {key}=… out, or choose another experiment=")
         others = [o for o in overrides if not re.match(rf"[+~]*{re.escape(key)}\b", o)]
         return ConfigError(f"there is no setting {key!r}{_near_key(key, _settings(others, config_name, config_dirs))}")
     if found := re.search(r"Could not find '([^']+)'", text):

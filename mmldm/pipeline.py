@@ -21,6 +21,7 @@ from mmldm.diffusion.solvers import Solver
 from mmldm.given import Given, Known, Placed, box
 from mmldm.held import Held, hold
 from mmldm.interfaces import Denoiser, Media
+from mmldm.media.sizes import planar
 from mmldm.model import Model
 from mmldm.paste import paste
 from mmldm.trained import load_diffusion, sized
@@ -97,7 +98,12 @@ class Pipeline:
         return torch.promote_types(next(self.model.denoiser.parameters()).dtype, torch.float32)
 
     def medias(self, seconds: float | None = None, size: Sequence[int] | None = None) -> dict[str, Media]:
-        """The media of each stream at the trained, or the asked, duration and size."""
+        """The media of each stream at the trained, or the asked, duration and size; ValueError where no stream has that."""
+        own = [codec.media for codec in self.model.codecs.values()]
+        if seconds is not None and all(media.time_axis is None for media in own):
+            raise ValueError(f"wanted a model of what runs in time for {seconds:g} seconds, got one of stills; leave it out")
+        if size and not any(planar(media) for media in own):
+            raise ValueError(f"wanted a model of pictures for a size, got one of {', '.join(self.model.codecs)}; leave it out")
         return {stream: sized(codec.media, seconds, size) for stream, codec in self.model.codecs.items()}
 
     def sampler(

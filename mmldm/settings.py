@@ -14,7 +14,7 @@ from mmldm.targets import specs
 
 __all__ = ["strangers"]
 
-NAMED_BY_THE_USER = ("codec", "diffusion.shift", "logger", "loss.metrics")  # their keys name streams, loggers, metrics
+NAMED_BY_THE_USER = ("codec", "data.sources", "diffusion.shift", "logger", "loss.metrics")  # keys: streams, loggers …
 GLOBAL = re.compile(r"^# @package _global_", re.M)
 
 

@@ -169,9 +169,13 @@ def find_model(path: str | Path) -> Path:
     if (path / "resume").is_dir():
         raise ValueError(f"{path} is a run without a trained model yet; train it further with the same command")
     if path.is_dir():
-        raise ValueError(f"wanted a trained model (a folder with manifest.json) or its run, got {path}")
+        raise ValueError(
+            f"wanted a trained model (a folder with manifest.json) or its run, got {path}; `mmldm runs` lists runs"
+        )
     near = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-    raise ValueError(f"there is no trained model {path}{did_you_mean(path.name, near)}")
+    raise ValueError(
+        f"there is no trained model {path}{did_you_mean(path.name, near)}; choose the folder of a run: `mmldm runs` lists them"
+    )
 
 
 def load_model(path: str | Path) -> StoredModel:

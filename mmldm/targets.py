@@ -186,8 +186,21 @@ def _spec_faults(where: str, spec: Mapping) -> list[str]:
     hints = _hints(target)
     for key, value in given.items():
         if key in named and key in hints and value != "???" and not _fits(value, hints[key], named[key].default):
-            found.append(f"{at}{key}: wanted {_words(hints[key])}, got {_words(value)}")
+            choices = _literals(hints[key])
+            wanted = f"one of {', '.join(choices)}" if choices else _words(hints[key])
+            found.append(f"{at}{key}: wanted {wanted}, got {_words(value)}{did_you_mean(str(value), choices, 0.4)}")
     return found
+
+
+def _literals(hint: Any) -> list[str]:
+    """The values that an annotation lists; none where it allows something else too."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return [str(value) for value in arguments]
+    if origin not in (typing.Union, types.UnionType):
+        return []
+    parts = [_literals(a) for a in arguments if a is not type(None)]
+    return list(dict.fromkeys(value for part in parts for value in part)) if all(parts) else []
 
 
 def _hints(target: Any) -> dict[str, Any]:

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmldm import config, store
 from mmldm.codec.vocoder import Vocoder
 from mmldm.interfaces import Codec, Media
+from mmldm.media.sizes import sized
 from mmldm.model import Model, Whitening
 
 __all__ = [
     "TrainedCodec",
     "build_model",
+    "diffusion_state",
     "load_codecs",
     "load_diffusion",
     "save_codec",
@@ -39,14 +41,6 @@ class TrainedCodec:
     whitening: Whitening
     spec: Mapping[str, Any]
     clip: Clip
-
-
-def sized(media: Media, seconds: float | None = None, size: Sequence[int] | None = None) -> Media:
-    """The media with another duration or (height, width), of what it has: a still ignores seconds, a sound ignores size."""
-    planar = len(media.shape) - 1 - (media.time_axis is not None) == 2
-    seconds = seconds if media.time_axis is not None else None
-    size = tuple(size) if size and planar else None
-    return media.resized(seconds=seconds, size=size) if seconds or size else media
 
 
 def shared_seconds(medias: Iterable[Media]) -> float | None:
@@ -89,11 +83,18 @@ def save_codec(folder: Path, spec: Mapping[str, Any], codec: Codec, whitening: W
     store.save_model(folder, {"kind": "codec", **spec}, {f"codec.{stream}": codec_state(codec, whitening)}, facts, card)
 
 
-def save_diffusion(folder: Path, spec: Mapping[str, Any], model: Model, facts: dict, card: str) -> None:
-    """Write a diffusion model's folder, its codecs included."""
+def save_diffusion(
+    folder: Path, spec: Mapping[str, Any], model: Model, facts: dict, card: str, parts: Mapping[str, dict] | None = None
+) -> None:
+    """Write a diffusion model's folder, its codecs included; `parts` are its tensors where they had to be gathered first."""
+    store.save_model(folder, {"kind": "diffusion", **spec}, diffusion_state(model) if parts is None else parts, facts, card)
+
+
+def diffusion_state(model: Model) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a diffusion model by part: each codec with its whitening, the denoiser, the conditions where there are."""
     parts = {f"codec.{s}": codec_state(model.codecs[s], model.whitenings[s]) for s in model.codecs}
     parts |= {"denoiser": model.denoiser.state_dict(), "conditions": model.conditions.state_dict()}
-    store.save_model(folder, {"kind": "diffusion", **spec}, {k: v for k, v in parts.items() if v}, facts, card)
+    return {part: tensors for part, tensors in parts.items() if tensors}
 
 
 def codec_state(codec: Codec, whitening: Whitening) -> dict[str, Tensor]:
@@ -116,7 +117,7 @@ def _load_codec(stream: str, spec: Mapping, clip: Clip, stored: store.StoredMode
     whitening, state = Whitening(codec.latent_channels), stored.parts[f"codec.{stream}"]
     prefix = "whitening."
     whitening.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-    codec.load_state_dict({k: v for k, v in state.items() if not k.startswith(prefix)})
+    _fill("the codec", codec, {k: v for k, v in state.items() if not k.startswith(prefix)})
     return TrainedCodec(codec.eval().requires_grad_(False), whitening, spec, clip)
 
 
@@ -130,10 +131,22 @@ def load_diffusion(stored: store.StoredModel, trust: Sequence[str] = (), vocoder
     loaded = with_vocoders(load_codecs(stored, trust), vocoder, trust)
     codecs, whitenings = {s: c.codec for s, c in loaded.items()}, {s: c.whitening for s, c in loaded.items()}
     model = build_model(stored.spec, codecs, whitenings, trust)
-    model.denoiser.load_state_dict(stored.parts["denoiser"])
+    _fill("denoiser", model.denoiser, stored.parts["denoiser"])
     if "conditions" in stored.parts:
-        model.conditions.load_state_dict(stored.parts["conditions"])
+        _fill("conditions", model.conditions, stored.parts["conditions"])
     return model.eval().requires_grad_(False)
+
+
+def _fill(name: str, part: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load the weights of a part; ValueError where they are those of another version of it."""
+    try:
+        part.load_state_dict(weights)
+    except RuntimeError as error:
+        told = " ".join(str(error).splitlines()[1].split()) if "\n" in str(error) else str(error)
+        raise ValueError(
+            f"wanted the weights of {name} as this mmldm has them, got others: {told[:160]}; "
+            "choose the version that wrote them (manifest.json), or train again"
+        ) from error
 
 
 # ---------------------------------------------------------------- another vocoder

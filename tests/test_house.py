@@ -143,6 +143,8 @@ def documented(path, tree):
 DRAWS = {"randn", "rand", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"}
 LIKE = {"randn_like", "rand_like", "randint_like"}
 IN_PLACE = {"normal_", "uniform_", "bernoulli_", "random_", "exponential_", "cauchy_", "log_normal_", "geometric_"}
+HIDDEN = {"gumbel_softmax", "rrelu", "RandomSampler", "random_split"}
+SEEDS = {"manual_seed", "manual_seed_all", "seed", "set_rng_state"}
 INITIALISERS = {"__init__", "reset_parameters"}
 
 
@@ -174,19 +176,29 @@ def randomness(path, tree):
         if starts or (isinstance(node, ast.Call) and dotted(node.func).endswith("Parameter")):
             exempt |= {id(n) for n in ast.walk(node)}
     wrong = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == "__hash__":
+            exempt |= {id(n) for n in ast.walk(node)}
+        if isinstance(node, ast.ImportFrom) and node.module in ("torch", "random", "numpy.random"):
+            allowed = {"Random", "default_rng", "Generator"}
+            names = {a.name for a in node.names} & (DRAWS | LIKE) if node.module == "torch" else {a.name for a in node.names}
+            wrong += [f"line {node.lineno}: imports {name}" for name in sorted(names - allowed)]
     for call in calls(tree):
         name = dotted(call.func)
         last = call.func.attr if isinstance(call.func, ast.Attribute) else name
         library = name.rpartition(".")[0]
-        keyed = "generator" in keywords(call)
+        given = keywords(call)
+        keyed = "generator" in given
         drawn = (library == "torch" and last in DRAWS | LIKE and not keyed) or (
             last in IN_PLACE and not keyed and "init" not in library
         )
+        hidden = not keyed and (last in HIDDEN or is_value(given.get("shuffle"), True))
         numbers = library in ("np.random", "numpy.random", "random") and not (
             last in ("default_rng", "Random", "Generator") and call.args
         )
-        seeded = name == "torch.manual_seed"
-        if (drawn and id(call) not in exempt) or numbers or seeded:
+        seeded = library.startswith("torch") and last in SEEDS and library != "torch.Generator"
+        salted = name == "hash"  # of a string: another in every process
+        if ((drawn or salted) and id(call) not in exempt) or hidden or numbers or seeded:
             wrong.append(f"line {call.lineno}: {name or last} without a generator")
     return wrong
 
@@ -272,6 +284,12 @@ CAUGHT = [
     (randomness, "mmldm/a.py", "np.random.default_rng()"),
     (randomness, "mmldm/a.py", "random.shuffle(x)"),
     (randomness, "mmldm/a.py", "torch.manual_seed(0)"),
+    (randomness, "mmldm/a.py", "torch.cuda.manual_seed_all(0)"),
+    (randomness, "mmldm/a.py", "from torch import randn"),
+    (randomness, "mmldm/a.py", "from random import shuffle"),
+    (randomness, "mmldm/a.py", "F.gumbel_softmax(x)"),
+    (randomness, "mmldm/a.py", "DataLoader(x, shuffle=True)"),
+    (randomness, "mmldm/a.py", "key = hash(name)"),
     (dropout, "mmldm/a.py", "nn.Dropout(0.1)"),
     (dropout, "mmldm/a.py", "from torch.nn import Dropout2d"),
     (dropout, "mmldm/a.py", "F.dropout(x)"),
@@ -289,6 +307,7 @@ PASSED = [
     (modality_words, "mmldm/nn/a.py", '"""An image."""\nimages = 1  # video'),
     (modality_words, "mmldm/codec/a.py", "image = 1"),
     (randomness, "mmldm/a.py", "torch.randn(3, generator=g)\nx.normal_(generator=g)\nnp.random.default_rng(0)"),
+    (randomness, "mmldm/a.py", "torch.Generator().manual_seed(0)\nDataLoader(x, shuffle=True, generator=g)\nf.seed(0)"),
     (randomness, "mmldm/a.py", "class A:\n    def __init__(self):\n        self.w = torch.randn(3)\nnn.init.normal_(w)"),
     (dropout, "mmldm/a.py", "x = ConditionSet(dropout=0.1)\ny = self.dropout(x)"),
     (unsafe, "mmldm/a.py", "torch.load(f, weights_only=True)\nmodel.eval()\nnp.load(f)"),

@@ -120,7 +120,8 @@ def make(tmp_path):
 
 
 DEMO = "-m mmldm.commands.cli demo"
-CHECKS = ["-m ruff check .", "-m ruff format --check .", "-m pytest"]
+TESTS = "-m pytest -n auto --maxprocesses 4 --dist loadfile"
+CHECKS = ["-m ruff check .", "-m ruff format --check .", TESTS]
 
 
 def test_make_demo_installs_once_and_runs(make):
@@ -138,7 +139,7 @@ def test_make_test_installs_what_tests_need_and_lints(make):
 
 
 def test_make_test_all_deselects_nothing(make):
-    assert make("test-all")[1][-1] == "-m pytest -m "
+    assert make("test-all")[1][-1] == f"{TESTS} -m "
 
 
 def test_an_old_python_is_refused_in_one_line(make):

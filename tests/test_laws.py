@@ -127,7 +127,7 @@ def test_the_clock_ends_a_training_on_a_step_boundary(tmp_path):
     module.training_step = lambda batch, batch_idx: calls.append(batch.position) or step(batch, batch_idx)
     trainer, _ = run(module, data, tmp_path, 100, 100, 1000, accumulate=3)
     assert len(calls) == 9 and trainer.global_step == 3
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert torch.load(Resume(tmp_path).latest, weights_only=True)["global_step"] == 3
 
 
 def test_two_processes_are_one_at_the_same_global_batch(tmp_path):

@@ -10,6 +10,7 @@ import torch
 
 from mmldm.interfaces import Preview
 from mmldm.media import ArrayMedia, AudioMedia, ImageMedia, MediaLogger, Page, VideoMedia
+from mmldm.media.chart import chart, thinned
 
 VOID = {"meta", "img", "br", "line", "circle", "polyline"}
 
@@ -114,10 +115,56 @@ def test_a_chart_spans_its_values(tmp_path):
     page.curve("C", "x", list(range(5000)), [float(i) ** 2 for i in range(5000)])
     points = re.search(r'points="([^"]+)"', page.write().read_text(encoding="utf-8")).group(1).split()
     x, y = zip(*(map(float, p.split(",")) for p in points), strict=True)
-    assert 400 < len(points) <= 601 and list(x) == sorted(x) and x[-1] - x[0] > 300 and y[0] - y[-1] > 150
+    assert 300 < len(points) <= 600 and list(x) == sorted(x) and x[-1] - x[0] > 300 and y[0] - y[-1] > 150
     for steps, values in (([], []), ([1], [2.0]), ([1, 2], [3.0, 3.0]), ([1, 2], [float("inf")] * 2)):
         page.curve("C", "edge", steps, values)
         read(page)
+
+
+def test_curves_of_three_words_are_lines_of_one_chart_with_a_legend(tmp_path):
+    logger = MediaLogger(Page(tmp_path))
+    for step in range(1, 50):
+        levels = {f"val/level/{level}": level / step for level in (0.1, 0.5, 0.9)}
+        logger.scalars(step, {"speed/memory_gib": 1.0, **levels, "val/loss": 3.0 / step**2})
+    tree = read(logger.page)
+    lines = tree.all("polyline")
+    assert len(tree.all("svg")) == 3 and [a["class"] for a in lines] == ["c0", "c0", "c1", "c2", "c0"]
+    assert [w for w in tree.words if w in ("val/loss", "val/level", "speed/memory_gib")] == [
+        "val/loss", "val/level", "speed/memory_gib",
+    ]  # fmt: skip
+    assert [w.strip() for w in tree.words if w.strip() in ("0.1", "0.5", "0.9")][-3:] == ["0.1", "0.5", "0.9"]
+
+
+def test_values_that_span_much_stand_on_a_logarithmic_axis():
+    def heights(values):
+        points = re.search(r'points="([^"]+)"', chart(range(len(values)), values)).group(1).split()
+        return [float(p.split(",")[1]) for p in points]
+
+    y = heights([100.0, 10.0, 1.0, 0.1])
+    assert y[1] - y[0] == pytest.approx(y[2] - y[1], abs=0.2) == pytest.approx(y[3] - y[2], abs=0.2)
+    y = heights([4.0, 3.0, 2.0, 1.0])
+    assert y[1] - y[0] == pytest.approx(y[3] - y[2], abs=0.2)
+    assert ">1000<" in chart([0, 1], [1e-3, 1e4]) and "0.05" in chart([0, 1], [0.05, 2.0])
+    assert heights([1.0, 0.0, -1000.0])[-1] > 190  # not positive: linear
+
+
+def test_a_long_run_keeps_a_page_of_bounded_size(tmp_path):
+    page = Page(tmp_path)
+    logger = MediaLogger(page)
+    for step in range(1, 9001, 3):
+        logger.scalars(step, {"loss": 1.0 / step})
+    kept = page._state["sections"]["Curves"]["curve/loss"]
+    assert 1000 <= len(kept["steps"]) <= 2000 and kept["steps"][0] == 1 and kept["steps"][-1] == 8998
+    assert thinned([], 3) == [] and 2 <= len(thinned([(s, 0.0) for s in range(50)], 3)) <= 3
+    points = []
+    for step in range(1, 5000):  # of which each comes by itself
+        points = thinned([*points, (step, 0.0)], 100)
+    assert 50 <= len(points) <= 100 and sum(step <= 2500 for step, _ in points) > 0.3 * len(points)
+    picture = Preview(ImageMedia(4, 4).save(torch.zeros(3, 4, 4), tmp_path / "a.png"), "picture")
+    for step in range(100):
+        page.previews("P", "samples", [[picture]], step)
+    steps = sorted(block["step"] for block in page._state["sections"]["P"].values())
+    assert 20 <= len(steps) <= 40 and steps[0] == 0 and steps[-1] == 99
 
 
 def test_other_loggers_hear_everything(tmp_path):

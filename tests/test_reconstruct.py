@@ -265,7 +265,7 @@ def test_what_cannot_be_used_is_a_line_and_the_others_go_on(tmp_path, capsys):
     (tmp_path / "words.txt").write_text("hello")
     (tmp_path / "cut.flac").write_bytes(save_audio(wave(9.0), tmp_path / "w.flac", 16000).read_bytes()[:60000])
     names = ["broken.mp3", "words.txt", "cut.flac", "missing.wav", "good.wav"]
-    assert run(model, *(tmp_path / name for name in names), "--out", tmp_path / "out") == 1
+    assert run(model, *(tmp_path / name for name in names), "--out", tmp_path / "out") == 2
     told = capsys.readouterr()
     assert len(told.out.splitlines()) == 1 and len(told.err.splitlines()) == 4
     assert all(any(name in line for line in told.err.splitlines()) for name in names[:4])
@@ -312,12 +312,12 @@ def test_wrong_words_are_refused_before_anything_is_read(tmp_path, monkeypatch, 
 def test_one_of_several_streams_is_named_where_a_file_could_be_both(tmp_path, capsys):
     model = saved(tmp_path / "model", audio=SOUND, video=CLIP)
     path = save_video(film(16), tmp_path / "v.mkv", 8.0, wave(2.0), 16000)
-    assert run(model, path, "--out", tmp_path / "o") == 1
+    assert run(model, path, "--out", tmp_path / "o") == 2
     assert "wanted --stream for" in capsys.readouterr().err
     assert run(model, path, "--out", tmp_path / "o", "--stream", "audio") == 0
     assert run(model, path, "--out", tmp_path / "o", "--stream", "video") == 0
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["v.mkv", "v.wav"]
-    assert run(model, path, "--out", tmp_path / "o", "--stream", "audio", "--size", "own") == 1
+    assert run(model, path, "--out", tmp_path / "o", "--stream", "audio", "--size", "own") == 2
     assert "wanted no --size" in capsys.readouterr().err
 
 

@@ -14,7 +14,7 @@ from mmldm import keyed
 from mmldm.codec.discriminators import PatchDiscriminator
 from mmldm.commands import cli
 from mmldm.interfaces import Axis
-from mmldm.training import AdaptiveClip, Adversary, Balance, Clip, CodecTraining, Lengths, ScaleEquivariance
+from mmldm.training import AdaptiveClip, Adversary, Balance, Clip, CodecTraining, Lengths, Resume, ScaleEquivariance
 from mmldm.training.adversarial import Hinge
 from mmldm.training.equivariance import halved
 from tests.fakes import Blocks
@@ -66,7 +66,7 @@ def unbroken(accumulate):
 def test_training_on_is_exact_when_stopped_before_at_and_after_the_second_stage_begins(accumulate, stop, tmp_path):
     wanted, average = unbroken(accumulate)
     fit(make_whole(accumulate), Endless(4), tmp_path, stop, 6, accumulate)
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    saved = torch.load(Resume(tmp_path).latest, weights_only=True)
     assert saved["global_step"] == stop and len(saved["optimizer_states"]) == 2
     assert bool(saved["optimizer_states"][1]["state"]) == (stop > 3)
     second, data = make_whole(accumulate), Endless(4)
@@ -105,12 +105,10 @@ def test_a_validation_or_a_stop_within_a_window_of_accumulated_batches_changes_n
     options = {"val_check_interval": 2, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
     fit(checked, Validated(4), tmp_path / "checked", 4, 6, 3, **options)
     assert all(torch.equal(v, checked.state_dict()[k]) for k, v in plain.state_dict().items())
-    from mmldm.training import Resume
-
     module, resume = make_whole(3), Resume(tmp_path / "stopped")
     trainer = lightning.Trainer(
         max_steps=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[Stopped(4), resume], use_distributed_sampler=False,
+        enable_model_summary=False, callbacks=[Stopped(4), resume], use_distributed_sampler=False, log_every_n_steps=1,
     )  # fmt: skip
     data = Endless(4)
     trainer.fit(module, data)
@@ -215,12 +213,12 @@ def test_float16_without_an_adversary_clips_what_is_not_scaled(tmp_path):
     )
 
 
-def test_a_discriminator_whose_loss_is_not_finite_stops_before_any_weight_changes():
+def test_a_discriminator_whose_loss_is_not_finite_stops_before_any_weight_changes(tmp_path):
     module = make_training("codec", adversary=make_adversary(0.0, 0.0))
     module.adversary.game.judge = lambda real, fake: real.mean() * float("inf")
     before = states(module)
-    with pytest.raises(ValueError, match="finite loss of the discriminators"):
-        module.training_step(make_batch(range(4)), 0)
+    with pytest.raises(ValueError, match="loss of the discriminators is -?inf in step 1"):
+        fit(module, Endless(4), tmp_path, 1, 1)
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
 
 
@@ -374,8 +372,8 @@ def test_two_processes_are_one_at_the_same_global_batch_with_an_adversary(tmp_pa
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        (["codec.image.width=24"], "choose another run="),
-        (["optimizer=muon"], "wanted the optimizers of this run so far, AdamW, got Muon"),
+        (["codec.image.width=24"], "codec.image.width: 16 -> 24"),
+        (["optimizer=muon"], "optimizer._target_: torch.optim.AdamW -> mmldm.training.muon.Muon"),
         (["trainer.precision=bf16-true"], "wanted a precision that trains a codec"),
     ],
 )
@@ -393,3 +391,15 @@ def test_a_run_that_continues_with_other_parts_is_refused_in_one_line(changed, t
     kept = [word for word in words if word.partition("=")[0] != changed[0].partition("=")[0]]
     assert cli.main([*kept, *changed, "trainer.max_steps=2"]) == 2
     assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_checkpoint_is_refused_by_a_training_of_other_parts(tmp_path):
+    fit(make_training("codec"), Endless(4), tmp_path, 1, 2)
+    other = make_training("codec")
+    other.optimizer_of = adam
+    with pytest.raises(ValueError, match="wanted the optimizers of this run so far, AdamW, got Adam"):
+        fit(other, Endless(4), tmp_path, 2, 2)
+    other = make_training("codec")
+    other.codec = Blocks(latent_channels=4)
+    with pytest.raises(ValueError, match="wanted the sizes and parts that this run began with, got another codec"):
+        fit(other, Endless(4), tmp_path, 2, 2)

@@ -35,6 +35,17 @@ class Net(nn.Module):
         return self.step / 8
 
 
+def restored(state, folder, rank, mesh):
+    """The averages as a later start reads them from the checkpoint that the first process wrote."""
+    if rank == 0:
+        torch.save(state, folder.with_suffix(".pt"))
+    if mesh is not None:
+        distributed.barrier()
+    ema = EMA((0.05, 0.10), folder / "ema", 4)
+    ema.load_state_dict(torch.load(folder.with_suffix(".pt"), weights_only=True))
+    return ema
+
+
 def train(folder, rank=0, mesh=None):
     """Eight steps with a checkpoint and a validation in between; raw and averaged parameters, gathered."""
     folder, net, trainer = Path(folder), Net(), Told(rank)
@@ -54,16 +65,17 @@ def train(folder, rank=0, mesh=None):
         net.step = trainer.global_step = step
         ema.on_train_batch_end(trainer, net, None, None, step)
         if step == 4:
-            saved, ema = ema.state_dict(), EMA((0.05, 0.10), folder / "ema", 4)
-            ema.load_state_dict(saved)
-            ema.on_train_start(trainer, net)
-            ema.on_validation_start(trainer, net)
-            with torch.no_grad():
-                validated = net(x)
-            ema.on_validation_end(trainer, net)
+            ema, validated = restored(ema.state_dict(), folder, rank, mesh), {}
+            for name in ("nothing left to train", "loss"):
+                if name == "loss":
+                    ema.on_train_start(trainer, net)
+                ema.on_validation_start(trainer, net)
+                with torch.no_grad():
+                    validated[name] = net(x)
+                ema.on_validation_end(trainer, net)
     whole = lambda p: p.full_tensor() if hasattr(p, "full_tensor") else p  # noqa: E731
     raw = {name: whole(p.detach()) for name, p in net.named_parameters()}
-    return {"raw": raw, "validated": {"loss": validated}, **ema.state_dict()["averages"]}
+    return {"raw": raw, "validated": validated, **ema.state_dict()["averages"]}
 
 
 def sharded(port, rank, folder):

@@ -2,7 +2,37 @@
 
 from __future__ import annotations
 
-__all__ = ["parse_size", "parse_span", "split_trust"]
+import argparse
+import difflib
+from typing import NoReturn
+
+__all__ = ["Parser", "chosen_device", "parse_size", "parse_span", "split_trust"]
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are a user's errors like any other: raised, in one line, with the nearest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError."""
+        flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+        wrong = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        near = difflib.get_close_matches(wrong[0], flags, 1) if "unrecognized" in message and wrong else []
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"{message}{hint}; see {self.prog} --help")
+
+
+def chosen_device(name: str | None) -> str:
+    """The device of that name, cuda where there is one without a name; raises ValueError for one that cannot be used."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros((), device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        told = str(error).partition("\n")[0]
+        raise ValueError(f"wanted a device that torch can use, got --device {name}: {told}; choose --device cpu") from error
+    return name
 
 
 def split_trust(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:

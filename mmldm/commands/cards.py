@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import lightning
@@ -11,10 +13,11 @@ import torch
 from mmldm import config, pipeline
 from mmldm.codec import MelCodec
 from mmldm.commands.job import Job
-from mmldm.training import CodecTraining
+from mmldm.media import Page
+from mmldm.training import CodecTraining, Resume
 from mmldm.training.watch import Shown
 
-__all__ = ["card", "facts", "previews"]
+__all__ = ["card", "facts", "kind", "previews", "status"]
 
 
 def previews(job: Job, count: int) -> Callable[[lightning.LightningModule], Iterable[Shown]]:
@@ -52,6 +55,31 @@ def fields_of(module: Any, rows: list[dict]) -> dict[str, list]:
     return {key: [row.get(key) for row in rows] for key in sorted(keys)}
 
 
+def kind(job: Job) -> dict[str, Any]:
+    """What is trained: a codec or a diffusion model, of which streams."""
+    return {"kind": "codec" if isinstance(job.module, CodecTraining) else "diffusion", "streams": sorted(job.medias)}
+
+
+def status(page: Page, resume: Resume) -> Callable[[Mapping[str, Any]], None]:
+    """A function that writes the page, at its head how the run fares by the facts of its state."""
+
+    def tell(facts: Mapping[str, Any]) -> None:
+        words = [f"**{facts['state']}**"]
+        if "step" in facts:
+            of = f" of {facts['steps']:,}" if facts["steps"] > 0 else ""
+            words += [f"step {facts['step']:,}{of}, {100 * facts['share']:.0f} %"]
+        if facts["state"] == "running" and facts.get("left"):
+            words += [f"{timedelta(seconds=round(facts['left']))} left"]
+        if resume.saved >= 0:
+            words += [f"last checkpoint at step {resume.saved:,}"]
+        words += [f"`{facts['error']}`"] if "error" in facts else []
+        words += [time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts["time"]))]
+        page.text("Status", " · ".join(words), name="state")
+        page.write()
+
+    return tell
+
+
 def facts(job: Job, trainer: lightning.Trainer) -> dict[str, Any]:
     """How the model came to be: steps, time, data, numbers, versions."""
     numbers = {k: round(float(v), 6) for k, v in trainer.callback_metrics.items()}
@@ -69,10 +97,10 @@ def facts(job: Job, trainer: lightning.Trainer) -> dict[str, Any]:
 
 def card(job: Job, facts: dict[str, Any]) -> str:
     """The model card, in Markdown."""
-    kind = "codec" if isinstance(job.module, CodecTraining) else "latent diffusion model"
+    what = "codec" if kind(job)["kind"] == "codec" else "latent diffusion model"
     streams = ", ".join(f"{name} {media.shape}" for name, media in job.medias.items())
     lines = [
-        f"# {job.run.name}: a {kind}",
+        f"# {job.run.name}: a {what}",
         "",
         f"- streams: {streams}",
         f"- trained: {facts['steps']} steps of {facts['batch_size']}, {facts['minutes']} minutes on {facts['device']}",
@@ -83,7 +111,7 @@ def card(job: Job, facts: dict[str, Any]) -> str:
         "## Use",
         "",
         "```",
-        f'mmldm generate {job.run} "a prompt"' if kind != "codec" else training_with(job),
+        f'mmldm generate {job.run} "a prompt"' if what != "codec" else training_with(job),
         "```",
         "",
         "## Limits",

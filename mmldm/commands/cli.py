@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -14,12 +15,14 @@ __all__ = ["COMMANDS", "main", "run_command"]
 COMMANDS = {
     "check": "what will be used of a folder of media, and why the rest will not",
     "train": "train a codec or a diffusion model: mmldm train experiment=NAME data.path=DIR",
+    "runs": "list runs with their state and best numbers: mmldm runs FOLDER",
     "encode": "cache the latents of a data set",
     "generate": "make media from prompts: mmldm generate MODEL 'a red circle'",
     "reconstruct": "send files of any length through a codec and back: mmldm reconstruct MODEL FILE --out FILE",
     "evaluate": "measure a trained model",
     "codec": "test a codec of your own, import other people's: mmldm codec test my_lab.MyCodec",
     "ema": "a trained run's weights averaged over another width: mmldm ema RUN --std 0.12",
+    "replay": "make a training step again that was not finite: mmldm replay RUN/faults/step-N.pt",
     "demo": "train and generate images, audio and video on the built-in data, and write a page",
 }
 _LINES = 6  # of a user's error
@@ -71,15 +74,35 @@ def _is_users(error: Exception) -> bool:
         from omegaconf.errors import OmegaConfBaseException
 
         foreign = [HydraException, OmegaConfBaseException]
+    if "lightning" in sys.modules:
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+        foreign.append(MisconfigurationException)
     return isinstance(error, (ValueError, OSError, ImportError, *foreign))
 
 
 def _told(error: Exception, who: str) -> str:
-    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = _of_file(error) if isinstance(error, OSError) else str(error)
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     room = max(_LINES - 1, len(getattr(error, "faults", ())))  # a list of faults is told whole
     if len(lines) > room:
-        lines = [*lines[: room - 1], f"… and {len(lines) - room + 1} more lines"]
+        lines = [*lines[: room - 2], f"… and {len(lines) - room + 1} more lines", lines[-1]]  # what to choose stands last
     return "\n".join([f"{who}: {lines[0]}", *(f"  {line}" for line in lines[1:]), "(--traceback shows where)"])
+
+
+def _of_file(error: OSError) -> str:
+    """What the system said of a file, and what to do."""
+    fixes = {
+        errno.ENOENT: "check the path; it is read from the folder that the command is started in",
+        errno.EACCES: "choose a place that you may read and write",
+        errno.EPERM: "choose a place that you may read and write",
+        errno.EROFS: "choose a place that can be written",
+        errno.ENOSPC: "free some space, or choose a place on another disk; the same command continues",
+        errno.EDQUOT: "free some space, or choose a place on another disk; the same command continues",
+    }
+    if error.filename is None or error.errno not in fixes:
+        return str(error)
+    return f"{error.filename}: {(error.strerror or '').lower()}; {fixes[error.errno]}"
 
 
 def _usage() -> str:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmldm.commands.arguments import Parser
+
 if TYPE_CHECKING:
     from mmldm.interfaces import Codec
     from mmldm.testing import Check
@@ -22,10 +24,10 @@ HELP = """Run the contract of codecs on a codec and say, law by law, what holds 
 Exit status: 0 where every law holds, 1 where one fails."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
     form = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser(prog="mmldm codec test", description=HELP, formatter_class=form)
+    p = Parser(prog="mmldm codec test", description=HELP, formatter_class=form)
     p.add_argument("what", nargs="+", help="a class, codec=NAME with overrides, a yaml file, or a trained model")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an argument of the class, in yaml")
     p.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="a folder of yaml laid out like conf/")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
+
+from mmldm.commands.arguments import Parser
 
 HELP = "train and generate images, audio and video on the built-in data, and write a page"
 MODALITIES = ("image", "audio", "video")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
-    p = argparse.ArgumentParser(prog="mmldm demo", description=HELP)
+    p = Parser(prog="mmldm demo", description=HELP)
     p.add_argument("modalities", nargs="*", help=f"of {', '.join(MODALITIES)} (default: all)")
     p.add_argument("--minutes", type=float, default=10.0, help="time budget, all included (default 10)")
     p.add_argument("--out", type=Path, default=Path("runs/demo"))

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from mmldm import config, store
 from mmldm.commands import measuring
-from mmldm.commands.encode import encode
+from mmldm.commands.encode import listed
+from mmldm.commands.encoding import encode
 from mmldm.commands.fidelity import fidelity
 from mmldm.commands.outputs import write_samples
 from mmldm.commands.training import train
@@ -103,8 +104,8 @@ def one(modality: str, folder: Path, clock: Clock, page: Page, report: dict[str,
     """Codec, latents, diffusion model, samples and numbers of one modality."""
     codec, model, cache = folder / "codec", folder / "model", folder / "latents"
     train(compose(f"world_{modality}_codec", codec, clock.next(), seed))
-    cfg = config.compose(["data=world", f"data.kind={modality}", quoted("out", cache), "batch_size=128"], "encode")
-    encode([codec], cfg, progress=False)
+    words = [*listed("models", [str(codec)]), "data=world", f"data.kind={modality}", quoted("out", cache), "batch_size=128"]
+    encode(config.compose(words, "encode"), progress=False)
     told = config.compose(["data=world", f"data.kind={modality}", "count=64", "embedder=none"], "evaluate")
     found = fidelity(store.load_model(codec), told, page, (), f"{modality}: reconstructions")
     report["reconstruction"][modality] = found["reconstruction"]

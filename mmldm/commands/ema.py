@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
 
+from mmldm.commands.arguments import Parser
+
 __all__ = ["average"]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="mmldm ema",
         description="Write the model of a run with its weights averaged over another width, from the snapshots in RUN/ema. It "
         "is used like any other, for example as the weak model of autoguidance. A codec keeps its latent statistics.",

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 from mmldm.commands import giving, sampling
+from mmldm.commands.arguments import Parser, chosen_device
 
 HELP = "generate media from text with a trained model"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
-    p = argparse.ArgumentParser(prog="mmldm generate", description=HELP)
+    p = Parser(prog="mmldm generate", description=HELP)
     p.add_argument("model", help="a run folder or its model folder")
     p.add_argument("prompts", nargs="*", help="one or more prompts, as plain text")
     p.add_argument("--prompts-file", type=Path, help="a text file with one prompt per line")
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
     fields = fields_of(args)
     from mmldm.pipeline import Pipeline
 
-    pipeline = Pipeline.load(args.model, args.trust, args.device, vocoder=args.vocoder)
+    pipeline = Pipeline.load(args.model, args.trust, chosen_device(args.device), vocoder=args.vocoder)
     return run(pipeline, fields, args)
 
 
@@ -53,6 +54,9 @@ def fields_of(args: argparse.Namespace) -> dict[str, list]:
     prompts = [*args.prompts]
     if args.prompts_file:
         prompts += [line.strip() for line in args.prompts_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for prompt in prompts:
+        if prompt.startswith(("prompt=", "text=")):
+            raise ValueError(f'wanted the prompt as plain text, got {prompt}; write "{prompt.partition("=")[2]}"')
     fields = {"text": prompts} if prompts else {}
     for entry in args.field:
         key, found, value = entry.partition("=")

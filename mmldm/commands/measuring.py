@@ -24,7 +24,8 @@ from mmldm.media import MediaLogger, Page
 from mmldm.model import Model
 from mmldm.pipeline import Known, Pipeline, Sample
 from mmldm.training.base import move
-from mmldm.training.diffusion import QUANTILES, DiffusionTraining
+from mmldm.training.diffusion import DiffusionTraining
+from mmldm.training.tally import Tally
 
 __all__ = ["adherence", "agreement", "evaluate", "losses", "translation"]
 
@@ -79,17 +80,18 @@ def run_of(path: str | Path) -> Path:
 
 @torch.no_grad()
 def losses(model: Model, source: Source, medias: Mapping[str, Media], items: int, size: int) -> dict[str, float]:
-    """The unweighted loss of the prediction at fixed noise levels t, over the first clips of the data."""
+    """The unweighted loss of the prediction at fixed noise levels, over the first clips of the data."""
     device = next(model.denoiser.parameters()).device
     probe = DiffusionTraining(model, LogitNormal(), UnitF(), optimizer=torch.optim.SGD).to(device)
-    totals, count = dict.fromkeys(QUANTILES, 0.0), 0
+    tally, count = Tally(), 0
     with progress("loss") as tell:
         for batch in batches(source, medias, model.conditions.readers, items, size):
-            found = probe.losses_by_level(move(batch, device))
-            totals = {t: totals[t] + float(found[t]) * len(batch) for t in totals}
+            for places, sums, counts in probe.losses_by_level(move(batch, device)):
+                tally.add([("", *place) for place in places], sums, counts)
             count += len(batch)
             tell(count, min(items, len(source)))
-    return {f"t={t}": value / count for t, value in totals.items()}
+    found = probe.summary(tally.means())
+    return {name.replace("/", " "): value for name, value in found.items() if name.startswith("level/")}
 
 
 def adherence(

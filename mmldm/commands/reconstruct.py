@@ -8,15 +8,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmldm.commands.arguments import Parser, chosen_device
+
 if TYPE_CHECKING:
     from mmldm.interfaces import Codec, Info, Media
 
 HELP = "send files through a trained codec and back: mmldm reconstruct MODEL FILE --out FILE"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
-    p = argparse.ArgumentParser(prog="mmldm reconstruct", description=HELP)
+    p = Parser(prog="mmldm reconstruct", description=HELP)
     p.add_argument("model", help="a codec's run or model folder, or those of a diffusion model")
     p.add_argument("files", nargs="+", type=Path, metavar="file", help="files of any length")
     p.add_argument("--out", type=Path, default=Path("reconstructed"), help="a file, or a folder (default: %(default)s)")
@@ -48,7 +50,7 @@ def main(argv: list[str]) -> int:
         except (ValueError, OSError) as error:
             faults.append(line(path, error))
             print(faults[-1], file=sys.stderr)
-    return 1 if faults else 0
+    return 2 if faults else 0
 
 
 def line(path: Path, error: Exception) -> str:
@@ -70,7 +72,6 @@ def tell(notes: Iterable[str], told: set[str]) -> set[str]:
 
 def loaded(args: argparse.Namespace) -> dict[str, Codec]:
     """The model's codecs by stream, with the vocoder and the sizes of pieces that are asked for."""
-    import torch
 
     from mmldm import store, trained
     from mmldm.commands.streaming import usual_chunk
@@ -80,11 +81,8 @@ def loaded(args: argparse.Namespace) -> dict[str, Codec]:
         raise ValueError(f"wanted a stream of this model, got {args.stream!r}; choose from {', '.join(parts)}")
     parts = {stream: part for stream, part in parts.items() if args.stream in (None, stream)}
     parts = trained.with_vocoders(parts, args.vocoder, args.trust)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        codecs = {stream: part.codec.to(device).eval() for stream, part in parts.items()}
-    except RuntimeError as error:
-        raise ValueError(f"wanted a --device of this machine, got {device}: {str(error).splitlines()[0]}") from error
+    device = chosen_device(args.device)
+    codecs = {stream: part.codec.to(device).eval() for stream, part in parts.items()}
     for codec in codecs.values():
         codec.chunk, codec.tile = args.chunk or codec.chunk or usual_chunk(codec), args.tile or codec.tile
         asked = [size for size in (args.chunk, args.tile) if size is not None]

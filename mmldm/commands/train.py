@@ -19,6 +19,11 @@ Any key of conf/ can be overridden: denoiser=dit_s trainer.max_steps=10000 optim
   --dry-run          build everything, print sizes, draw the loss weight over the noise levels, train nothing
 """
 
+OPTIONS = (
+    "config-dir", "config-name", "config-path", "multirun", "cfg", "resolve", "package", "info", "run", "hydra-help",
+    "experimental-rerun", "shell-completion", "version",
+)  # fmt: skip
+
 
 def main(argv: list[str]) -> int:
     if not argv or "-h" in argv or "--help" in argv:
@@ -29,8 +34,17 @@ def main(argv: list[str]) -> int:
 
     dry = "--dry-run" in argv
     overrides = [a for a in argv if a != "--dry-run"]
+    check_options(overrides)
     config.launch(training.dry_run if dry else training.train, Path(__file__).resolve(), overrides)
     return 0
+
+
+def check_options(words: list[str]) -> None:
+    """Raise ValueError for a setting written as an option."""
+    for word in words:
+        name, _, value = word[2:].partition("=")
+        if word.startswith("--") and name not in OPTIONS:
+            raise ValueError(f"there is no option --{name}; settings have no dashes: {name}={value or 'VALUE'}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -79,7 +79,7 @@ class DiT(Denoiser):
         self.angles = AxialAngles(width // heads, token_extents(streams, self.patches))
         self.place = nn.Linear(width // heads, width, bias=False)
         self.level = LevelEmbedding(width)
-        self.kind = nn.Parameter(torch.zeros(len(self.streams), width))
+        self.kind = nn.ParameterDict({_slot(s): nn.Parameter(torch.zeros(width)) for s in streams})
         self.modulation = nn.Linear(width, 8 * width)
         self.vectors = nn.ModuleDict({_slot(n): nn.Linear(c.vector, width) for n, c in conditions.items() if c.vector})
         self.contexts = nn.ModuleDict({_slot(n): nn.Linear(c.tokens, width) for n, c in conditions.items() if c.tokens})
@@ -88,11 +88,20 @@ class DiT(Denoiser):
         self.last = nn.Parameter(torch.zeros(2 * width))
         self._init_silent()
 
+    def layers(self) -> tuple[nn.Module, ...]:
+        return tuple(self.blocks)
+
+    def silence(self, conditions: Iterable[str]) -> None:
+        for name in conditions:
+            if _slot(name) in self.vectors:
+                nn.init.zeros_(self.vectors[_slot(name)].weight)
+                nn.init.zeros_(self.vectors[_slot(name)].bias)
+
     def prepare(self, conds: dict[str, Cond]) -> Prepared:
         """Everything of the conditions that all noise levels share: projected vectors, keys and values of every block."""
         if set(conds) != set(self.conditions):
             raise ValueError(f"wanted the conditions {sorted(self.conditions)}, got {sorted(conds)}")
-        kind = self.kind.dtype
+        kind = self.last.dtype
         vectors = [self.vectors[_slot(n)](conds[n].vector.to(kind)) for n, c in self.conditions.items() if c.vector]
         vector = torch.stack(vectors).sum(0) if vectors else None
         spoken = {n: conds[n] for n, c in self.conditions.items() if c.tokens}
@@ -160,7 +169,8 @@ class DiT(Denoiser):
 
     def _modulation(self, noisy: dict[str, Noisy], runs: Sequence[Segment], vector: Tensor | None) -> Tensor:
         """Shifts, scales and gates (B, K, 8·W): of each stream's level and, where cells are known, of level 0."""
-        levels, kind = torch.stack([noisy[s].level for s in self.streams], 1), self.kind
+        levels = torch.stack([noisy[s].level for s in self.streams], 1)
+        kind = torch.stack([self.kind[_slot(s)] for s in self.streams])
         if any(run.known is not None for run in runs):
             levels, kind = torch.cat([levels, torch.zeros_like(levels)], 1), torch.cat([kind, kind])
         heard = self.level(levels) + kind

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
 import torch
@@ -80,6 +80,15 @@ class UNet(Denoiser):
         self.down = nn.ModuleList(Down(rank, wide, deep, stride) for wide, deep, stride in pairs)
         self.up = nn.ModuleList(Up(rank, deep, wide, stride) for wide, deep, stride in pairs)
         self._init_silent()
+
+    def layers(self) -> tuple[nn.Module, ...]:
+        return tuple(self.blocks)
+
+    def silence(self, conditions: Iterable[str]) -> None:
+        for name in conditions:
+            if _slot(name) in self.vectors:
+                nn.init.zeros_(self.vectors[_slot(name)].weight)
+                nn.init.zeros_(self.vectors[_slot(name)].bias)
 
     def prepare(self, conds: dict[str, Cond]) -> Prepared:
         """Everything of the conditions that all noise levels share: projected vectors, keys and values of every attention."""

@@ -64,6 +64,10 @@ class Prediction(ABC):
         """The level in [0, 1] that the network is told: (2 / pi) atan2(sigma, alpha sigma_data), the same on every path."""
         return (2 / math.pi * torch.atan2(path.sigma(t), path.alpha(t) * self.sigma_data)).clamp(0, 1)
 
+    def unheard(self, path: Path, level: Tensor) -> Tensor:
+        """The t at which the network is told `level`, in (0, 1): the inverse of `heard`; the nearer end beyond the path."""
+        return path.time(-torch.log(self.sigma_data * torch.tan(math.pi / 2 * level)))
+
 
 class Z(Prediction):
     """The clean latent itself, F = z."""

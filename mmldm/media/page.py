@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,17 @@ from PIL import Image
 from torch import Tensor
 
 from mmldm.interfaces import Media, MediaError, Preview
-from mmldm.media.chart import chart
+from mmldm.media.chart import thinned
 from mmldm.media.container import streams_of
 from mmldm.media.files import replacing
+from mmldm.media.sections import anchor
+from mmldm.media.sections import section as html_of
 
 __all__ = ["MediaLogger", "Page"]
 
 TEMPLATE = Path(__file__).with_name("page.html")
-PIXELS = 160  # pictures up to this width are shown with hard pixels
-CELL = {"picture": 150, "wide": 300, "audio": 340, "video": 200}  # least width of a card in pixels
+POINTS = 2000  # of a curve that are kept
+STEPS = 40  # of which previews are kept on the page; the files of all stay
 
 
 class Page:
@@ -54,13 +56,20 @@ class Page:
         cards = [[self._shown(preview) for preview in previews] for previews in items]
         key = f"previews/{title}" + ("" if step is None else f"/{step}")
         self._put(section, key, {"kind": "previews", "title": title, "step": step, "cards": cards})
+        blocks = self._state["sections"][section]
+        same = {k: b["step"] for k, b in blocks.items() if k.startswith(f"previews/{title}/") and b["step"] is not None}
+        kept = {k for _, k in thinned(sorted((step, k) for k, step in same.items()), STEPS)}
+        for k in same.keys() - kept:
+            del blocks[k]
 
     def curve(self, section: str, name: str, steps: Sequence[float], values: Sequence[float]) -> None:
-        """A line chart of all values so far."""
+        """A line chart of the values so far, of at most POINTS of them; a name of three words (val/level/0.1) is a line of the
+        chart of the first two."""
         if len(steps) != len(values):
             raise ValueError(f"wanted as many steps as values, got {len(steps)} and {len(values)}")
-        self._put(section, f"curve/{name}", {"kind": "curve", "name": name, "steps": [float(s) for s in steps],
-                                             "values": [float(v) for v in values]})  # fmt: skip
+        points = thinned([(float(s), float(v)) for s, v in zip(steps, values, strict=True)], POINTS)
+        block = {"kind": "curve", "name": name, "steps": [s for s, _ in points], "values": [v for _, v in points]}
+        self._put(section, f"curve/{name}", block)
 
     def table(self, section: str, rows: Sequence[Sequence[Any]], header: Sequence[str] | None = None, title: str = "") -> None:
         """A table; numbers stand to the right."""
@@ -75,8 +84,8 @@ class Page:
     def write(self) -> Path:
         """Write index.html and its state."""
         sections = self._state["sections"]
-        links = "".join(f'<a href="#{_anchor(name)}">{html.escape(name)}</a>' for name in sections)
-        body = "\n".join(_section(name, list(blocks.values())) for name, blocks in sections.items())
+        links = "".join(f'<a href="#{anchor(name)}">{html.escape(name)}</a>' for name in sections)
+        body = "\n".join(html_of(name, list(blocks.values())) for name, blocks in sections.items())
         template = TEMPLATE.read_text(encoding="utf-8")
         page = template.format(title=html.escape(self._state["title"]), links=links, body=body)
         for path, text in ((self.state_path, json.dumps(self._state)), (self.path, page)):
@@ -120,10 +129,10 @@ class MediaLogger:
         """Previews of a batch (B, C, *S), each with its caption, as files below the page's folder and cards on it."""
         if captions and len(captions) != len(xs):
             raise ValueError(f"wanted one caption per sample, got {len(captions)} for {len(xs)}")
-        folder = self.page.folder / "media" / _anchor(section)
+        folder = self.page.folder / "media" / anchor(section)
         items = []
         for i, x in enumerate(xs):
-            previews = media.preview(x, folder, f"{_anchor(title)}-{step:08d}-{i:03d}")
+            previews = media.preview(x, folder, f"{anchor(title)}-{step:08d}-{i:03d}")
             if captions and previews:
                 previews = [*previews[:-1], Preview(previews[-1].path, previews[-1].kind, str(captions[i]))]
             items.append(previews)
@@ -131,7 +140,12 @@ class MediaLogger:
         self.page.write()
         for other in self.others:
             if hasattr(other, "media"):
-                other.media(section, step, items)
+                try:
+                    other.media(section, step, items)
+                except Exception as error:  # a service that fails does not end the training
+                    logging.getLogger(__name__).warning(
+                        "%s did not take %s of step %d: %s", type(other).__name__, section, step, error
+                    )
         return items
 
     def scalars(self, step: int, values: Mapping[str, float], section: str = "Curves") -> None:
@@ -144,112 +158,3 @@ class MediaLogger:
         for other in self.others:
             if hasattr(other, "scalars"):
                 other.scalars(step, values)
-
-
-# ---------------------------------------------------------------- html
-
-
-def _anchor(name: str) -> str:
-    """A name fit for addresses and files."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "section"
-
-
-def _section(name: str, blocks: list[dict[str, Any]]) -> str:
-    """A section: texts, tables, charts side by side, then previews with the newest step of each title open."""
-    parts = [f'<section id="{_anchor(name)}"><h2>{html.escape(name)}</h2>']
-    parts += [_text(b["text"]) for b in blocks if b["kind"] == "text"]
-    parts += [_table(b) for b in blocks if b["kind"] == "table"]
-    charts = [b for b in blocks if b["kind"] == "curve"]
-    if charts:
-        cards = [f'<div class="card"><p class="name">{html.escape(b["name"])}{_last(b)}</p>'
-                 f"{chart(b['steps'], b['values'], b['name'])}</div>" for b in charts]  # fmt: skip
-        parts.append('<div class="grid" style="--cell:340px">' + "".join(cards) + "</div>")
-    shown = [b for b in blocks if b["kind"] == "previews"]
-    for title in dict.fromkeys(b["title"] for b in shown):
-        same = sorted(
-            (b for b in shown if b["title"] == title), key=lambda b: -1 if b["step"] is None else b["step"], reverse=True
-        )
-        for rank, block in enumerate(same):
-            step = "" if block["step"] is None else f"<small>step {block['step']}</small>"
-            head = f"{html.escape(title)}{step}"
-            grid = _cards(block["cards"], lazy=rank > 0)
-            parts.append(f"<details><summary>{head}</summary>{grid}</details>" if rank else f"<h3>{head}</h3>{grid}")
-    return "\n".join([*parts, "</section>"])
-
-
-def _cards(cards: list[list[dict[str, Any]]], lazy: bool) -> str:
-    widths = [CELL[_layout(p)] for card in cards for p in card]
-    out = []
-    for card in cards:
-        words = [html.escape(p["caption"]) for p in card if p["caption"]]
-        inner = "".join(_preview(p, lazy) for p in card)
-        out.append(f'<div class="card">{inner}' + "".join(f'<p class="words">{w}</p>' for w in words[-1:]) + "</div>")
-    return f'<div class="grid" style="--cell:{max(widths, default=150)}px">' + "".join(out) + "</div>"
-
-
-def _layout(preview: dict[str, Any]) -> str:
-    width, height = preview.get("size", (1, 1))
-    return "wide" if preview["kind"] == "picture" and width > 2.5 * max(height, 1) else preview["kind"]
-
-
-def _preview(preview: dict[str, Any], lazy: bool) -> str:
-    address = html.escape(preview["address"].replace("%", "%25").replace("#", "%23").replace("?", "%3F"), quote=True)
-    words = html.escape(preview["caption"], quote=True)
-    if preview["kind"] == "audio":
-        return f'<audio controls preload="{"none" if lazy else "metadata"}" src="{address}"></audio>'
-    if preview["kind"] == "video":
-        how = "loop muted autoplay playsinline controls" if preview["silent"] and not lazy else "loop playsinline controls"
-        return f'<video {how} preload="{"none" if lazy else "metadata"}" src="{address}"></video>'
-    width, height = preview["size"]
-    style = ' class="pixels"' if 0 < width <= PIXELS else ""
-    return (
-        f'<a href="{address}"><img{style} loading="lazy" width="{width}" height="{height}" alt="{words}" src="{address}"></a>'
-    )
-
-
-def _last(block: dict[str, Any]) -> str:
-    return (
-        f'<small style="float:right;color:var(--pale);font-weight:400">{block["values"][-1]:.4g}</small>'
-        if block["values"]
-        else ""
-    )
-
-
-def _table(block: dict[str, Any]) -> str:
-    right = [_is_number(c) for c in block["rows"][0]] if block["rows"] else []
-    right += [False] * (len(block["header"]) - len(right))
-    head = "".join(
-        f"<th{' class=number' if to_right else ''}>{html.escape(str(h))}</th>"
-        for h, to_right in zip(block["header"], right, strict=False)
-    )
-    rows = "".join("<tr>" + "".join(_cell(c) for c in row) + "</tr>" for row in block["rows"])
-    title = f"<h3>{html.escape(block['title'])}</h3>" if block["title"] else ""
-    return f'{title}<div class="scroll"><table>{f"<tr>{head}</tr>" if head else ""}{rows}</table></div>'
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _cell(value: Any) -> str:
-    if not _is_number(value):
-        return f"<td>{html.escape('' if value is None else str(value))}</td>"
-    return f'<td class="number">{value:,}</td>' if isinstance(value, int) else f'<td class="number">{value:.4g}</td>'
-
-
-def _text(text: str) -> str:
-    parts = []
-    for paragraph in re.split(r"\n\s*\n", text.strip()):
-        lines = [_inline(line) for line in paragraph.splitlines()]
-        if lines and all(line.lstrip().startswith("- ") for line in lines):
-            parts.append("<ul>" + "".join(f"<li>{line.lstrip()[2:]}</li>" for line in lines) + "</ul>")
-        else:
-            parts.append(f"<p>{'<br>'.join(lines)}</p>")
-    return "\n".join(parts)
-
-
-def _inline(line: str) -> str:
-    line = html.escape(line)
-    line = re.sub(r"`([^`]+)`", r"<code>\1</code>", line)
-    line = re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", line)
-    return re.sub(r"(?<!\*)\*([^*\s][^*]*)\*(?!\*)", r"<i>\1</i>", line)

@@ -64,6 +64,8 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention to context tokens, whose keys and values are computed once by `project`; silent at first."""
 
+    entries = ("project",)
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads

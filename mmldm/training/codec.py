@@ -14,7 +14,7 @@ from mmldm import keyed
 from mmldm.interfaces import Batch, Codec, Posterior
 from mmldm.model import Whitening
 from mmldm.training.adversarial import Adversary
-from mmldm.training.base import Training, finite
+from mmldm.training.base import Training
 from mmldm.training.clip import Clip
 from mmldm.training.equivariance import ScaleEquivariance
 from mmldm.training.lengths import Lengths
@@ -98,19 +98,19 @@ class CodecTraining(Training):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self._clipped(self.clip, optimizer, "norm")
+        self.guard.check(self.trainer)
 
     # -- steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         features, features_hat, others = self._reconstructed(batch)
-        step = self.step_of(batch)
         end = features_hat.detach().to(features.dtype).requires_grad_()
         terms, game, judged = dict(self.loss(end, features)), {}, None
-        strength = None if self.adversary is None else self.adversary.strength(step, self.reached)
+        strength = None if self.adversary is None else self.adversary.strength(self.step_of(batch), self.reached)
         if strength is not None:
             judged, game = self.adversary(end, features)
-            finite(judged, step, "loss of the discriminators")
-        total = finite(sum((terms | others | game).values()), step)
+            self.guard.watch("loss of the discriminators", judged)
+        total = self.guard.watch("loss", sum((terms | others | game).values()), terms | others | game)
         with self._alone():
             if judged is None:
                 slope = torch.autograd.grad(sum(terms.values()), end)[0]
@@ -135,11 +135,11 @@ class CodecTraining(Training):
     @torch.no_grad()
     def fit_whitening(self, batches: Iterable[Batch]) -> None:
         """Fit the per-channel mean and std of the latents, the posterior's own variance included."""
-        self.whitening.fit(self.codec.encode(batch.media[self.stream].to(self.device)) for batch in batches)
+        self.whitening.fit(self.codec.encode(batch.media[self.stream].to(self.device, self.dtype)) for batch in batches)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Media (B, C, *S) through encoder and decoder."""
-        return self.codec.decode(self.codec.encode(x).mean, x.shape[1:])
+        return self.codec.decode(self.codec.encode(x.to(self.dtype)).mean, x.shape[1:])
 
     def _reconstructed(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Features of a batch, their reconstruction, and the terms that do not depend on it."""
@@ -171,9 +171,7 @@ class CodecTraining(Training):
 
     def _clipped(self, clip: Clip, optimizer: torch.optim.Optimizer, name: str) -> None:
         norm = clip([p for group in optimizer.param_groups for p in group["params"]])
-        if self.trainer.precision != "16-mixed":  # there the scaler leaves such a step out
-            finite(norm, self.global_step, "gradient")
-        self.log(f"train/{name}", norm)
+        self.watch_norm(name, norm)
 
     def _alone(self):
         """A context in which gradients stay in this process: they are averaged once, when all batches are in."""

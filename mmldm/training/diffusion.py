@@ -16,12 +16,14 @@ from mmldm.diffusion.times import Times, permutation, stratified
 from mmldm.diffusion.weighting import LearnedUncertainty, Weighting
 from mmldm.interfaces import Batch
 from mmldm.model import Model
-from mmldm.training.base import Training, finite
+from mmldm.training.base import Training
 from mmldm.training.schedule import Schedule
+from mmldm.training.sharding import shard
+from mmldm.training.tally import bins
 
 __all__ = ["DiffusionTraining"]
 
-QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # as the network is told them: the same share of noise on every path
 
 
 class DiffusionTraining(Training):
@@ -50,6 +52,12 @@ class DiffusionTraining(Training):
         """The parameters that train of the model alone: a learned weighting belongs to the loss."""
         return {f"model.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            kept = {p for name, p in self.named_parameters() if not p.requires_grad and name not in self.held}
+            steps, half = ("training_step", "validation_step"), self.trainer.precision == "bf16-mixed"
+            shard(self, self.model.denoiser.layers(), self.device_mesh["data_parallel"], steps, kept, half)
+
     # -- steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -57,29 +65,55 @@ class DiffusionTraining(Training):
         t = self.levels(batch, z, valid)
         keep = self._present(batch, self.model.conditions.keep(self.key("dropout", batch), batch.position))
         context, t = self.contexts(batch, z, valid, t)
-        losses = self.losses(batch, z, t, context, keep, self.key("noise", batch))
-        loss = finite(sum(item.sum() for item in losses.values()) / len(batch), self.step_of(batch))
+        errors = self.errors(batch, z, t, context, keep, self.key("noise", batch))
+        losses = self.weighed(errors, t, context)
+        told = {f"{name} of {s}": item for name, of in (("t", t), ("loss", losses)) for s, item in of.items()}
+        loss = self.guard.watch("loss", sum(item.sum() for item in losses.values()) / len(batch), told)
         terms = {"loss": loss, **{f"loss/{s}": item.mean() for s, item in losses.items() if len(losses) > 1}}
         self.log_terms("train", terms, batch)
+        self._by_level(errors, t, context)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        by_level = self.losses_by_level(batch)
-        terms = {f"loss_t{t:.1f}": value for t, value in by_level.items()}
-        self.log_terms("val", {"loss": torch.stack(list(by_level.values())).mean(), **terms}, batch)
+        for places, sums, counts in self.losses_by_level(batch):
+            for bucket in ("", batch.bucket)[: 1 + bool(batch.bucket)]:
+                self.tallies["val"].add([(bucket, *place) for place in places], sums, counts)
 
-    def losses_by_level(self, batch: Batch) -> dict[float, Tensor]:
-        """The unweighted mean loss over samples and streams at each of the fixed levels `QUANTILES`, all conditions given."""
+    def summary(self, means: dict) -> dict[str, float]:
+        """The loss in whole, by level, by stream where there are several, and by bucket: of a validation all levels and streams
+        weigh the same, however many samples have them."""
+        kinds: dict[str, list[float]] = {}
+        for name, value in means.items():
+            if isinstance(name, str):
+                kinds.setdefault(name, []).append(value)
+                continue
+            bucket, level, stream = name
+            places = [f"bucket/{bucket}"] if bucket else ["loss", f"level/{level}"]
+            places += [f"loss/{stream}"] if len(self.model.codecs) > 1 and not bucket else []
+            for place in places:
+                kinds.setdefault(place, []).append(value)
+        return {place: sum(values) / len(values) for place, values in sorted(kinds.items())}
+
+    def losses_by_level(self, batch: Batch) -> Iterable[tuple[list[tuple[float, str]], Tensor, Tensor]]:
+        """For each of `LEVELS` the places (level, stream), and there the sums and counts of the unweighted loss of the samples,
+        all conditions given."""
         z, valid = self.latents(batch, sample=False)
         there = {s: self._there(batch, s).to(x.device) for s, x in z.items()}
         cells = {s: unpadded(v, there[s]) for s, v in valid.items()}
         context = {s: self.model.context(s, x.shape[2:], x.device, valid=cells[s]) for s, x in z.items()}
-        keep, found = self._present(batch, {}), {}
-        for level in QUANTILES:
-            t = {s: torch.where(there[s], level, 1.0) for s in z}
-            losses = self.losses(batch, z, t, context, keep, (self.seed, "validation", round(1000 * level)), unit=True)
-            found[level] = torch.stack([item.sum() / there[s].sum().clamp_min(1) for s, item in losses.items()]).mean()
-        return found
+        keep, counts = self._present(batch, {}), torch.stack([there[s].sum() for s in z])
+        for level in LEVELS:
+            at = self.model.prediction.unheard(self.model.path, torch.tensor(level, dtype=torch.float64)).item()
+            t = {s: torch.where(there[s], at, 1.0) for s in z}
+            errors = self.errors(batch, z, t, context, keep, (self.seed, "validation", round(1000 * level)))
+            yield [(level, s) for s in z], torch.stack([errors[s].sum() for s in z]), counts
+
+    def _by_level(self, errors: Mapping[str, Tensor], t: Mapping[str, Tensor], context: Mapping[str, Context]) -> None:
+        """Note the unweighted loss of a training step by level, each sample at the nearest of `LEVELS`."""
+        for stream, error in errors.items():
+            heard = self.model.prediction.heard(self.model.path, t[stream])
+            heard = torch.where(counted(context[stream], t[stream]), heard, -1.0)
+            self.tallies["train"].add([f"level/{level}" for level in LEVELS], *bins(error.float(), heard, LEVELS))
 
     # -- parts of a step
 
@@ -98,12 +132,12 @@ class DiffusionTraining(Training):
 
     def levels(self, batch: Batch, z: Mapping[str, Tensor], valid: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """Noise levels t (B,) of every stream: stratified over the global batch, independent between streams."""
-        t = {}
+        t, total = {}, batch.total or self.batch_size
         for stream, x in z.items():
             key = (*self.key("level", batch), stream)
-            order = permutation(key, self.batch_size)
+            order = permutation(key, total)
             u = keyed.uniform(key, batch.position).double()
-            u = stratified(u, batch.position % self.batch_size, self.batch_size, order)
+            u = stratified(u, batch.position % self.batch_size, total, order)
             shift = self.model.shift_of(stream, x.shape[2:], valid[stream])
             t[stream] = self.times(u, self.model.path, shift).float().to(x.device)
         return t
@@ -143,9 +177,29 @@ class DiffusionTraining(Training):
         context: Mapping[str, Context],
         keep: dict[str, Tensor],
         key: tuple[int | str, ...],
-        unit: bool = False,
     ) -> dict[str, Tensor]:
-        """The loss of every sample (B,) per stream; `unit` leaves the weighting out."""
+        """The loss of every sample (B,) per stream."""
+        return self.weighed(self.errors(batch, z, t, context, keep, key), t, context)
+
+    def weighed(
+        self, errors: Mapping[str, Tensor], t: Mapping[str, Tensor], context: Mapping[str, Context]
+    ) -> dict[str, Tensor]:
+        """The losses (B,) that the weighting makes of the errors per stream; 0 where nothing is to be predicted."""
+        path, prediction = self.model.path, self.model.prediction
+        return {
+            s: self.weighting.loss(error, path, prediction, t[s]) * counted(context[s], t[s]) for s, error in errors.items()
+        }
+
+    def errors(
+        self,
+        batch: Batch,
+        z: Mapping[str, Tensor],
+        t: Mapping[str, Tensor],
+        context: Mapping[str, Context],
+        keep: dict[str, Tensor],
+        key: tuple[int | str, ...],
+    ) -> dict[str, Tensor]:
+        """The mean squared error of the prediction, unweighted, of every sample (B,) per stream."""
         path, prediction = self.model.path, self.model.prediction
         eps = {s: self.model.noise(s, key, batch.position, x.shape[1:]).to(x) for s, x in z.items()}
         there = {s: x * expand((t[s] < 1).to(x), x) for s, x in z.items()}  # an absent stream is pure noise on every path
@@ -156,9 +210,7 @@ class DiffusionTraining(Training):
         for stream, x in z.items():
             target = prediction.target(path, x, eps[stream], expand(t[stream], x))
             error = (output[stream].float() - target.float()).square().mean(1)
-            loss = masked_mean(error, context[stream])
-            loss = loss if unit else self.weighting.loss(loss, path, prediction, t[stream])
-            result[stream] = loss * counted(context[stream], t[stream])
+            result[stream] = masked_mean(error, context[stream]) * counted(context[stream], t[stream])
         return result
 
     def _there(self, batch: Batch, stream: str) -> Tensor:

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmldm.training import snapshots
 from mmldm.training.base import Training
+from mmldm.training.processes import local, placed, whole
 
 __all__ = ["EMA"]
 
@@ -37,6 +37,7 @@ class EMA(Callback):
         self.folder, self.count = None if folder is None or not count else Path(folder), count
         self.step, self.kept = 0, 0  # optimiser step of the averages, and of the newest snapshot
         self.averages: dict[float, Tensors] = {}
+        self._trained: Tensors = {}  # the parameters that are averaged, the same objects throughout a training
         self._raw: Tensors | None = None
 
     @property
@@ -47,7 +48,7 @@ class EMA(Callback):
     # -- training
 
     def on_train_start(self, trainer: Trainer, pl_module: Training) -> None:
-        current = parameters(pl_module)
+        self._trained = current = parameters(pl_module)
         for std in self.stds:
             loaded = self.averages.get(std, {})
             self.averages[std] = {name: _beside(loaded.get(name, p), p) for name, p in current.items()}
@@ -59,7 +60,7 @@ class EMA(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Training, outputs, batch, batch_idx: int) -> None:
         if trainer.global_step > self.step:
             self.step = trainer.global_step
-            self.update(parameters(pl_module), self.step)
+            self.update(self._trained, self.step)
             self._keep(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: Training) -> None:
@@ -69,10 +70,10 @@ class EMA(Callback):
     @torch.no_grad()
     def update(self, current: Tensors, step: int) -> None:
         """Move the averages towards the parameters after optimiser step `step` (from 1)."""
+        values = {name: local(p.detach()).float() for name, p in current.items()}
         for std, average in self.averages.items():
             weight = 1.0 - (1.0 - 1.0 / step) ** (self.exponents[std] + 1.0)
-            values = [_local(current[name].detach()).float() for name in average]
-            torch._foreach_lerp_([_local(tensor) for tensor in average.values()], values, weight)
+            torch._foreach_lerp_([local(tensor) for tensor in average.values()], [values[name] for name in average], weight)
 
     def _keep(self, trainer: Trainer, module: Training) -> None:
         """Write the averages where another 1/count of the training is done, or all of it."""
@@ -83,9 +84,9 @@ class EMA(Callback):
             return
         self.kept = self.step
         for std, average in self.averages.items():
-            whole = {name: _whole(tensor).cpu().contiguous() for name, tensor in average.items()}
+            gathered = {name: whole(tensor).cpu().contiguous() for name, tensor in average.items()}
             if trainer.is_global_zero:
-                snapshots.save(self.folder, std, self.step, whole, half=progress < 1.0)
+                snapshots.save(self.folder, std, self.step, gathered, half=progress < 1.0)
 
     # -- the averaged module
 
@@ -93,6 +94,9 @@ class EMA(Callback):
         self.swap_in(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.swap_out(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.swap_out(pl_module)
 
     def swap_in(self, module: Training) -> None:
@@ -120,8 +124,8 @@ class EMA(Callback):
     # -- checkpoints
 
     def state_dict(self) -> dict:
-        whole = {f"{std:g}": {n: _whole(x) for n, x in average.items()} for std, average in self.averages.items()}
-        return {"step": self.step, "kept": self.kept, "averages": whole}
+        averages = {f"{std:g}": {n: whole(x) for n, x in average.items()} for std, average in self.averages.items()}
+        return {"step": self.step, "kept": self.kept, "averages": averages}
 
     def load_state_dict(self, state: dict) -> None:
         names, kept = [f"{std:g}" for std in self.stds], state.get("averages", {})
@@ -140,22 +144,12 @@ def parameters(module: Training) -> Tensors:
     return module.exported()
 
 
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def _beside(tensor: Tensor, p: Tensor) -> Tensor:
     """A float32 copy on the device, and with the sharding, of a parameter."""
-    if isinstance(p, DTensor) and not isinstance(tensor, DTensor):
-        tensor = distribute_tensor(tensor.to(p.device), p.device_mesh, p.placements)
-    return tensor.detach().to(p.device, torch.float32, copy=True)
+    return placed(tensor, p).to(torch.float32, copy=True)
 
 
 @torch.no_grad()
 def _copy(target: Tensors, source: Tensors) -> None:
     for name, p in target.items():
-        _local(p).copy_(_local(source[name]))
+        local(p).copy_(local(placed(source[name], p)))  # whole, as it was loaded, where nothing was left to train

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from mmldm.training.processes import full, placed
+
 __all__ = ["Muon", "orthogonalised"]
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -16,7 +18,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum made orthogonal for matrices whose sides differ at most fourfold, AdamW for all other parameters.
 
     One learning rate serves both: a Muon step is scaled by 0.2 sqrt(longer side), the size of AdamW's (Jordan et al.
-    2024, Muon; Liu et al. 2025, arXiv 2502.16982, eq. 4). Matrices of one shape are made orthogonal together.
+    2024, Muon; Liu et al. 2025, arXiv 2502.16982, eq. 4). Matrices of one shape are made orthogonal together, sharded ones by
+    every process in whole.
     """
 
     def __init__(
@@ -57,9 +60,10 @@ class Muon(torch.optim.Optimizer):
         for i, p in enumerate(params):
             shapes.setdefault(tuple(p.shape), []).append(i)
         for shape, members in shapes.items():
-            updates = orthogonalised(torch.stack([ahead[i] for i in members]))
+            updates = orthogonalised(torch.stack([full(ahead[i]) for i in members]))
             scale = group["lr"] * 0.2 * max(shape) ** 0.5
-            torch._foreach_add_([params[i] for i in members], list(updates.to(params[members[0]].dtype)), alpha=-scale)
+            for i, update in zip(members, updates, strict=True):
+                params[i].add_(placed(update.to(params[i].dtype), params[i]), alpha=-scale)
 
     def _adam(self, group: dict, params: list[Tensor]) -> None:
         (low, high), grads = group["betas"], [p.grad for p in params]

@@ -15,6 +15,7 @@ from rich.progress import Progress as Bar
 from torch import Tensor
 
 from mmldm.interfaces import Media
+from mmldm.training.processes import gathered, is_sharded
 
 __all__ = ["Curves", "Progress", "Samples", "Shown", "Speed"]
 
@@ -29,10 +30,12 @@ class Samples(Callback):
 
     @torch.no_grad()
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking or not (trainer.is_global_zero or is_sharded(pl_module)):
             return
-        for section, media, xs, captions in self.draw(pl_module):
-            self.show(section, trainer.global_step, media, xs, captions)
+        with gathered(pl_module):
+            for section, media, xs, captions in self.draw(pl_module):
+                if trainer.is_global_zero:
+                    self.show(section, trainer.global_step, media, xs, captions)
 
 
 class Curves(Callback):
@@ -41,26 +44,36 @@ class Curves(Callback):
     def __init__(self, scalars: Callable[[int, dict[str, float]], None], every: int = 50):
         self.scalars, self.every, self.last = scalars, every, 0
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        if trainer.global_step >= self.last + self.every and trainer.is_global_zero:
-            self.last = trainer.global_step
-            self._hand_on(trainer, "train")
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.last = trainer.global_step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
+        self._windows(trainer)  # of the steps before, when all of it is logged
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._windows(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking and trainer.is_global_zero:
-            self._hand_on(trainer, "val")
+            self._hand_on(trainer, ("val/",))
 
-    def _hand_on(self, trainer: Trainer, prefix: str) -> None:
-        numbers = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
+    def _windows(self, trainer: Trainer) -> None:
+        if trainer.global_step // self.every > self.last // self.every and trainer.is_global_zero:
+            self.last = trainer.global_step
+            self._hand_on(trainer, ("train/", "speed/"))
+
+    def _hand_on(self, trainer: Trainer, prefixes: tuple[str, ...]) -> None:
+        numbers = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefixes)}
         self.scalars(trainer.global_step, numbers)
 
 
 class Speed(Callback):
-    """Logs steps and samples per second and the peak memory in GiB, over windows of `every` optimiser steps (None: as often as
-    the loggers write)."""
+    """Logs steps and samples per second, the share of the time that the training waited for data, and the peak memory in GiB,
+    over windows of `every` optimiser steps (None: as often as the loggers write)."""
 
     def __init__(self, every: int | None = None):
-        self.every, self.last, self.clock, self.samples = every, 0, 0.0, 0
+        self.every, self.last, self.samples = every, 0, 0
+        self.clock = self.ended = self.waited = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(trainer)
@@ -68,18 +81,28 @@ class Speed(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(trainer)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
+        self.waited += time.monotonic() - self.ended
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        self.ended = time.monotonic()
         self.samples += len(batch) * trainer.world_size
         step, every = trainer.global_step, self.every or trainer.log_every_n_steps
         if step == self.last or not every or step % every:
             return
-        seconds = max(time.monotonic() - self.clock, 1e-9)
-        speeds = {"speed/steps_per_s": (step - self.last) / seconds, "speed/samples_per_s": self.samples / seconds}
-        pl_module.log_dict({**speeds, "speed/memory_gib": memory()}, batch_size=len(batch))
+        seconds = max(self.ended - self.clock, 1e-9)
+        speeds = {
+            "speed/steps_per_s": (step - self.last) / seconds,
+            "speed/samples_per_s": self.samples / seconds,
+            "speed/waiting_for_data": self.waited / seconds,
+            "speed/memory_gib": memory(),
+        }
+        pl_module.log_dict(speeds, batch_size=len(batch))
         self._begin(trainer)
 
     def _begin(self, trainer: Trainer) -> None:
-        self.last, self.clock, self.samples = trainer.global_step, time.monotonic(), 0
+        self.last, self.samples, self.waited = trainer.global_step, 0, 0.0
+        self.clock = self.ended = time.monotonic()
 
 
 class Progress(Callback):
