@@ -9,6 +9,7 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN := $(VENV)/bin/python
+SPREAD := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-all lint format
 .DELETE_ON_ERROR:
@@ -17,10 +18,10 @@ demo: $(VENV)/.installed
 	$(RUN) -m mmldm.commands.cli demo $(ARGS)
 
 test: lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(SPREAD)
 
 test-all: lint
-	$(RUN) -m pytest -m ""
+	$(RUN) -m pytest $(SPREAD) -m ""
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .
