@@ -121,7 +121,7 @@ def test_another_preset_or_model_is_refused_in_a_line(alone, capsys):
 
 def test_captions_are_encoded_once_and_read_in_training(root):
     name = f"conditions.conditioners.text.name_or_path={root / 'words'}"
-    assert cli.main(words("out=captioned", "conditions=text_hub", name, "dtype=float32")) == 0
+    assert cli.main(words("out=captioned", "conditions=text_hub", name, "cache.dtype=float32")) == 0
     cfg = config.compose(["data=cache", "data.cache=captioned", "conditions=text_hub", name])
     conditions = config.build(cfg.conditions)
     key, reader = sources.condition_readers(cfg.data, conditions)["text"]

@@ -15,10 +15,10 @@ data.cache=CACHE. The same command continues what was stopped, adds new files, a
   mmldm encode runs/codec data.path=DIR out=runs/latents
   mmldm train experiment=image_diffusion codec.image=runs/codec data.path=DIR data.cache=runs/latents run=runs/image
 
-  crops=K                 K random clips of each file instead of windows
+  cache.crops=K           K random clips of each file instead of windows
   conditions=text_hub     store the frozen encodings of the captions too
   trainer.devices=N trainer.num_nodes=M     encode on N processes of each of M machines
-  dtype=float16           half the size, the latents rounded
+  cache.dtype=float16     half the size, the latents rounded
 """
 
 

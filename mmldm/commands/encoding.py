@@ -49,13 +49,13 @@ def encode(cfg: DictConfig, progress: bool = True) -> LatentCache | None:
     off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler")
     trainer = config.build(cfg.trainer, precision="32-true", **dict.fromkeys(off, False))
     progress = progress and trainer.is_global_zero
-    folder = begin(cfg.out, fingerprint(codecs), cfg.dtype)
+    folder = begin(cfg.out, fingerprint(codecs), cfg.cache.dtype)
     buckets = config.build(cfg.data.buckets)
     source = checked(build_source(cfg.data, buckets.reading(medias)), cfg.data.max_bad_fraction, progress)
     conditions = config.build(cfg.conditions)
     frozen = {conditioner_digest(c): c for c in conditions.conditioners.values() if c.frozen}
     size = sum(8 * math.prod(codec.latent_shape(codec.media.shape)) for codec in codecs.values())  # bytes of an entry
-    options = {"crops": cfg.crops, "seed": cfg.seed, "block": max(1, min(4096, SHARD_BYTES // size)), "buckets": buckets}
+    options = {"crops": cfg.cache.crops, "seed": cfg.seed, "block": max(1, min(4096, SHARD_BYTES // size)), "buckets": buckets}
 
     def writers(together: Together) -> tuple[CacheWriter, list[EncodingWriter]]:
         latents = CacheWriter(folder, source, medias, cfg.batch_size, together=together, **options)
