@@ -293,7 +293,7 @@ def test_latents_are_stored_as_wide_as_asked(tmp_path, dtype):
 def test_what_cannot_be_stored_is_refused(tmp_path):
     z = Posterior(torch.full((2, 3, 4), 1e6))
     assert torch.equal(stored(tmp_path / "a", {"z": z}).batch([0])[0]["z"].mean, z.mean[:1])
-    with pytest.raises(ValueError, match="got a mean that is not in float16; choose dtype=bfloat16 or float32"):
+    with pytest.raises(ValueError, match="got a mean that is not in float16; choose cache.dtype=bfloat16 or float32"):
         stored(tmp_path / "b", {"z": z}, dtype="float16")
 
 

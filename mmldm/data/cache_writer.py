@@ -185,7 +185,7 @@ class CacheWriter:
         parts = {"mean": posterior.mean, "std": posterior.std}
         parts = {name: part.detach().cpu()[there].to(self.dtype) for name, part in parts.items() if part is not None}
         if odd := [name for name, part in parts.items() if not part.isfinite().all()]:
-            narrow = " in float16; choose dtype=bfloat16 or float32" if self.dtype is torch.float16 else ""
+            narrow = " in float16; choose cache.dtype=bfloat16 or float32" if self.dtype is torch.float16 else ""
             raise ValueError(f"{stream}: wanted finite latents, got a {odd[0]} that is not{narrow}")
         parts |= {"valid": valid, "place": torch.tensor(places), "there": torch.tensor(places)[there]}
         for name, part in parts.items():
