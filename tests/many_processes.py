@@ -3,8 +3,6 @@
 import functools
 import os
 import shutil
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from mmldm.training import EMA, DiffusionTraining, Resume, Samples, Schedule
 from mmldm.training.muon import Muon
 from mmldm.training.sharding import Sharded
 from tests.fakes import Blocks
+from tests.two_processes import two
 
 GLOBAL, STEPS, STOP = 8, 6, 4
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,26 +122,7 @@ def fit(module, steps, **options):
 
 def launched(folder, *kinds):
     """Start two processes that train each of `kinds` in a folder."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.many_processes", str(folder), *kinds]
-    return [
-        subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, env={**os.environ, **shared, "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]
-
-
-def finished(started):
-    """Wait for such processes."""
-    try:
-        told = [process.communicate(timeout=200)[1].decode() for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    if any(process.returncode for process in started):
-        raise RuntimeError("\n".join(told))
+    return two("tests.many_processes", folder, *kinds)
 
 
 def half():

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from mmldm.training import snapshots
 from tests import many_processes as many
 from tests.test_training import make_training as small_training
+from tests.two_processes import finished
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     started = many.launched(folder, "ddp", "sharded")
     one = outcome(*many.train(folder / "one"))
-    many.finished(started)
+    finished(started)
     return folder, {"one": one, **torch.load(folder / "found.pt", weights_only=True)}
 
 
@@ -88,7 +89,7 @@ def test_muon_and_bfloat16_train_in_shards_too(tmp_path):
     started = many.launched(tmp_path, "half", "muon")
     whole = outcome(*many.train(tmp_path / "muon1", module=many.muon()))
     half = outcome(*many.train(tmp_path / "half1", module=many.half(), precision="bf16-mixed"))
-    many.finished(started)
+    finished(started)
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     assert apart(whole["state"], found["muon"]["state"]) < 1e-12
     for one, two in zip(half["shown"][-1], found["half"]["shown"][-1], strict=True):

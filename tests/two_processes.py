@@ -55,17 +55,21 @@ def train(devices=1, kind="diffusion"):
     return module
 
 
-def pair(out, kind):
-    """The weights after the same training in two processes, written to `out` by the first."""
+def two(module, *words):
+    """Start `python -m module *words` as two processes of one training."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0", "OMP_NUM_THREADS": "1"}
-    command, root = [sys.executable, "-m", "tests.two_processes", str(out), kind], Path(__file__).resolve().parent.parent
-    started = [
+    command, root = [sys.executable, "-m", module, *map(str, words)], Path(__file__).resolve().parent.parent
+    return [
         subprocess.Popen(command, cwd=root, env={**os.environ, **shared, "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
         for rank in range(2)
     ]
+
+
+def finished(started):
+    """Wait for such processes; raises RuntimeError with what they told where one failed."""
     try:
         told = [process.communicate(timeout=200)[1].decode() for process in started]
     finally:
@@ -73,6 +77,11 @@ def pair(out, kind):
             process.kill()
     if any(process.returncode for process in started):
         raise RuntimeError("\n".join(told))
+
+
+def pair(out, kind):
+    """The weights after the same training in two processes, written to `out` by the first."""
+    finished(two("tests.two_processes", out, kind))
     return torch.load(out, weights_only=True)
 
 

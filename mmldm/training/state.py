@@ -14,6 +14,8 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from mmldm.media.files import replacing
+
 __all__ = ["State"]
 
 
@@ -92,13 +94,7 @@ class State(Callback):
     def _write(self, **facts: Any) -> None:
         self.facts |= {**facts, "time": time.time()}
         self.written = time.monotonic()
-        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError), replacing(self.path) as aside:  # a full disk ends the training at a checkpoint, not here
             aside.write_text(json.dumps(self.facts), encoding="utf-8")
-            os.replace(aside, self.path)
-        except OSError:  # a full disk ends the training where it loses something: at a checkpoint
-            with suppress(OSError):
-                aside.unlink()
         if self.tell is not None:
             self.tell(self.facts)
